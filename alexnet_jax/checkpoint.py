@@ -1,0 +1,142 @@
+"""Checkpoints of a run, written by orbax in the background: the best and the two latest are kept.
+
+A checkpoint holds one unreplicated copy of the state, so that it can be restored on any number of
+devices, and beside it, as JSON, what the state does not say: class names, seconds so far, format.
+"""
+
+import pathlib
+from typing import Any, Literal, Self
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from alexnet_jax import config as config_lib
+from alexnet_jax import model as model_lib
+from alexnet_jax.errors import InputError
+from alexnet_jax.state import TrainState, abstract_state
+
+FORMAT = 1
+
+
+def _goodness(metrics: dict[str, float | None]) -> float:
+    error = metrics["top1_error"]
+    return -float("inf") if error is None else -error
+
+
+class Checkpoints:
+    """The checkpoints in `workdir`/checkpoints. A context that waits for a save in flight."""
+
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
+        self.path = workdir / "checkpoints"
+        keep = [
+            checkpoint_managers.LatestN(2),
+            checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.path.absolute(),
+            item_names=("state", "run"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                best_fn=_goodness,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+        """Begin to save the unreplicated `state`, and `run` as JSON.
+
+        `run["validation"]` holds the metrics of this step, or None if it was not evaluated.
+        """
+        if step in self._manager.all_steps():  # saved before its evaluation was interrupted
+            self._manager.delete(step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                run=ocp.args.JsonSave(run | {"format": FORMAT}),
+            ),
+            # Always given, for orbax warns of a save without metrics.
+            metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
+        )
+
+    def latest(self) -> int | None:
+        """Return the step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Return the step with the lowest validation error; the newest if none was evaluated."""
+        steps = self._manager.all_steps()
+        return max(steps, key=lambda s: (_goodness(self._manager.metrics(s)), s), default=None)
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return the state of `step` on the first local device, and the JSON beside it.
+
+        Args:
+          step: one that `latest` or `best` returned, or any other that is kept.
+          abstract: the state's tree of jax.ShapeDtypeStruct.
+        """
+        if step not in self._manager.all_steps():
+            kept = ", ".join(str(s) for s in self._manager.all_steps())
+            raise InputError(f"{self.path} holds no checkpoint of step {step}; it holds {kept}")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.run
+
+
+def load(
+    workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
+) -> tuple[ConfigDict, TrainState, dict[str, Any]]:
+    """Return the config, the state (on one device) and the run's JSON of a checkpoint.
+
+    Raises InputError where `workdir` is no run directory or holds no such checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    config = config_lib.load(workdir / "config.json")
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        number = {"best": checkpoints.best(), "latest": checkpoints.latest()}.get(str(step), step)
+        if number is None:
+            raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+        state, run = checkpoints.restore(int(number), abstract_state(config))
+    return config, state, run
+
+
+def restore(
+    workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
+) -> tuple[model_lib.AlexNet, dict[str, Any], ConfigDict]:
+    """Restore a trained network, on one device whatever it was trained on.
+
+    Args:
+      workdir: the directory of a run, finished or not.
+      step: the number of a kept checkpoint, 'latest', or 'best': the one with the lowest top-1
+        validation error (the latest, if none has been evaluated).
+
+    Returns:
+      (model, variables, config): `model.apply(variables, images)` gives logits, for float32 images
+      (batch, crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
+      (image_size, image_size, 3) of the training set.
+
+    Raises:
+      InputError: `workdir` is no run directory, or holds no such checkpoint.
+    """
+    config, state, _ = load(workdir, step)
+    variables = {"params": state.params, "statistics": {"mean_image": state.mean_image}}
+    return model_lib.from_config(config), variables, config

@@ -1,0 +1,144 @@
+"""Errors over the whole validation set: every example once, whatever the batch and device count."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, checkpoint, data, parallel
+from alexnet_jax import config as config_lib
+from alexnet_jax import model as model_lib
+from alexnet_jax.prepare import prepare
+from alexnet_jax.signals import StopRequest
+from alexnet_jax.state import TrainState, check_classes
+
+
+def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Return which predictions are wrong.
+
+    Args:
+      scores: (batch, classes), logits or probabilities.
+      labels: (batch,) integers.
+
+    Returns:
+      `top1_error` and `top5_error`, each (batch,) float32 of 0 and 1: whether the label is not
+      among the 1 or 5 highest scores. Of equal scores the lower class comes first.
+    """
+    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        "top1_error": 1.0 - hits[:, 0].astype(jnp.float32),
+        "top5_error": 1.0 - hits.any(axis=1).astype(jnp.float32),
+    }
+
+
+def eval_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: model_lib.AlexNet,
+    config: ConfigDict,
+    ten_crop: bool,
+) -> dict[str, jax.Array]:
+    """Return the sums over all devices of the batch's losses and errors, and its `count`.
+
+    The function of one device, under the axis parallel.AXIS. `batch` holds `image` (rows, size,
+    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
+    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1); five
+    where the recipe reflects nothing.
+    """
+    crop, flip = config.augment.crop, config.augment.flip
+    if ten_crop:
+        images = augment.ten_crops(batch["image"], state.mean_image, crop=crop, flip=flip)
+    else:
+        images = augment.centre_crop(batch["image"], state.mean_image, crop=crop)
+
+    def log_probabilities(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": state.params}, images)
+        return jax.nn.log_softmax(logits)
+
+    if ten_crop:
+        each = jax.lax.map(log_probabilities, images)
+        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    else:
+        scores = log_probabilities(images)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
+    sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
+    return jax.lax.psum(sums, parallel.AXIS)
+
+
+def eval_steps(config: ConfigDict) -> tuple[Callable, Callable]:
+    """Return `eval_step` over all devices for the centre crop, and for ten crops."""
+    step = functools.partial(eval_step, model=model_lib.from_config(config), config=config)
+    centre, ten = (functools.partial(step, ten_crop=ten_crop) for ten_crop in (False, True))
+    return parallel.data_parallel(centre), parallel.data_parallel(ten)
+
+
+def evaluate(
+    step: Callable[[TrainState, Any], dict[str, jax.Array]],
+    state: TrainState,
+    dataset: data.Dataset,
+    batch_size: int,
+    stop: StopRequest,
+) -> dict[str, float] | None:
+    """Return the mean `loss`, `top1_error`, `top5_error` over the validation set, and the rate.
+
+    Args:
+      step: `eval_step` made data parallel.
+      state: replicated.
+      dataset: whose 'val' split is read.
+      batch_size: over all devices.
+      stop: polled between batches; None is returned where it was requested before the end.
+    """
+    start = time.perf_counter()
+    sums: dict[str, float] = {}
+    for batch in data.eval_batches(dataset, batch_size=batch_size):
+        if stop.requested:
+            return None
+        for name, value in step(state, parallel.shard(batch)).items():
+            sums[name] = sums.get(name, 0.0) + float(value[0])
+    count = sums.pop("count")
+    assert count == dataset.num_val, f"evaluated {count} of {dataset.num_val} examples"
+    rate = count / (time.perf_counter() - start)
+    return {name: value / count for name, value in sums.items()} | {"images_per_second": rate}
+
+
+def evaluate_checkpoint(
+    workdir: pathlib.Path, config: ConfigDict | None = None
+) -> dict[str, Any] | None:
+    """Return the validation errors of a run's best checkpoint, as in `result.json`.
+
+    Args:
+      workdir: the directory of a run, finished or not.
+      config: where given, its `dataset` and `batch_size` are used in place of the run's.
+
+    Returns:
+      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`; None where a
+      signal asked to stop.
+
+    Raises:
+      InputError: there is no checkpoint, or the data do not fit the network.
+    """
+    trained, state, run = checkpoint.load(workdir)
+    if config is None:
+        config = trained
+    config_lib.refuse_changes(trained, config, workdir, only=("model.", "augment."))
+    parallel.check_batch_size(config.batch_size)
+    dataset = data.open_dataset(prepare(config.dataset))
+    check_classes(config, dataset)
+    replicated = parallel.replicate(state)
+    result: dict[str, Any] = {"step": int(state.step)}
+    with StopRequest() as stop:
+        for prefix, step in zip(("", "ten_crop_"), eval_steps(trained), strict=True):
+            metrics = evaluate(step, replicated, dataset, config.batch_size, stop)
+            if metrics is None:
+                return None
+            result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
+    return result

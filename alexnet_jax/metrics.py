@@ -1,0 +1,160 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and a line of progress on the terminal."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any, Self
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+WINDOW = 100  # steps over which images per second are averaged
+
+
+class MetricsWriter:
+    """Writer of one run's metrics, continued from `start_step`.
+
+    Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
+    `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
+    lines add `gradient_norm` and `parameter_norm`. Lines that an interrupted run wrote after its
+    last checkpoint are dropped, for their steps are run again.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        batch_size: int,
+        examples_per_epoch: int,
+        log_every_steps: int,
+    ) -> None:
+        self._examples = batch_size, examples_per_epoch
+        self._log_every_steps = log_every_steps
+        self._num_steps = num_steps
+        self._lines = _continue_lines(workdir / "metrics.jsonl", start_step).open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._progress = _Progress(start_step, num_steps)
+        self._pending: tuple[int, Any] | None = None
+        self.resume_clock(start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
+        self._lines.close()
+        self._events.close()
+
+    def resume_clock(self, step: int) -> None:
+        """Start to measure images per second anew, after something that was not training."""
+        self._clock = step, time.perf_counter()
+
+    def train(self, step: int, metrics: dict[str, Any]) -> None:
+        """Take the metrics of `step`, still on the devices, and write those of the step before.
+
+        So the host waits for a step only after it has sent the next one on its way.
+        """
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        """Write the metrics that `train` holds back."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        if step % self._log_every_steps == 0 or step in (1, self._num_steps):
+            # Replicated over the devices: the first one's copy.
+            values = {name: float(value[0]) for name, value in metrics.items()}
+            rate = self._rate(step)
+            self._write(step, "train", values | {"images_per_second": rate})
+            self._progress.show(
+                step,
+                f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"
+                f" {rate:.0f} images/s",
+            )
+
+    def _rate(self, step: int) -> float:
+        """Return images per second since the last pause, or the last WINDOW steps."""
+        since, start = self._clock
+        now = time.perf_counter()
+        if step - since >= WINDOW:
+            self._clock = step, now
+        return (step - since) * self._examples[0] / (now - start)
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of an evaluation and print them as a line of their own."""
+        self._write(step, "val", metrics)
+        epoch = step * self._examples[0] / self._examples[1]
+        self._progress.say(
+            f"step {step}, epoch {epoch:.2f}: validation loss {metrics['loss']:.4f},"
+            f" top-1 error {metrics['top1_error']:.2%}, top-5 error {metrics['top5_error']:.2%},"
+            f" learning rate {metrics['learning_rate']:g}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print `line` on stderr without breaking the progress bar."""
+        self._progress.say(line)
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        epoch = step * self._examples[0] / self._examples[1]
+        line = {"step": step, "epoch": epoch, "split": split, **values}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", np.float64(value), step)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere, as in the log of a batch job, a line every ten seconds."""
+
+    def __init__(self, start_step: int, num_steps: int) -> None:
+        self._steps = start_step, num_steps
+        self._began = self._printed = time.perf_counter()
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def show(self, step: int, text: str) -> None:
+        """Show that `step` is done."""
+        now = time.perf_counter()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif now - self._printed >= 10:
+            self._printed = now
+            first, total = self._steps
+            left = tqdm.format_interval((now - self._began) * (total - step) / (step - first))
+            self.say(f"step {step}/{total}, {text}, {left} to go")
+
+    def say(self, line: str) -> None:
+        """Print `line` on stderr without breaking the bar."""
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+def _continue_lines(path: pathlib.Path, last_step: int) -> pathlib.Path:
+    """Drop from the JSON lines in `path` those of steps after `last_step`, and a torn last line."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(kept))
+        scratch.replace(path)
+    return path

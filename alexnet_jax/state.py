@@ -1,0 +1,81 @@
+"""Everything a training step needs besides its batch, and everything a checkpoint holds."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, optim
+from alexnet_jax import model as model_lib
+from alexnet_jax.data import Dataset
+from alexnet_jax.errors import InputError
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State after `step` updates.
+
+    Random keys are no part of it: they are functions of the config's seed and the step.
+    """
+
+    step: jax.Array  # () int32
+    params: Any
+    opt_state: optax.OptState  # holds the velocity
+    plateau: Any  # optax's ReduceLROnPlateauState; its `scale` multiplies the learning rate
+    mean_image: jax.Array  # (size, size, 3) float32, of the training set
+    colour: jax.Array  # (3, 3) float32, augment.colour_axes of the training set
+
+
+def create_state(config: ConfigDict, mean_image: jax.Array, colour: jax.Array) -> TrainState:
+    """Return the state before the first step: parameters drawn by `config.seed`, no velocity."""
+    crop = config.augment.crop
+    key = init_key(config)
+    variables = model_lib.from_config(config).init(key, jnp.zeros((1, crop, crop, 3)))
+    params = variables["params"]
+    optimizer = optim.momentum_sgd(0.0, momentum=config.momentum, weight_decay=0.0)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        plateau=optim.plateau(config.plateau).init(params),
+        mean_image=jnp.asarray(mean_image, jnp.float32),
+        colour=jnp.asarray(colour, jnp.float32),
+    )
+
+
+def initial_state(config: ConfigDict, dataset: Dataset) -> TrainState:
+    """Return `create_state` for the statistics of `dataset`, computed on one device."""
+    vectors, values = jnp.asarray(dataset.eigenvectors), jnp.asarray(dataset.eigenvalues)
+    colour, mean_image = augment.colour_axes(vectors, values), jnp.asarray(dataset.mean_image)
+    return jax.jit(lambda: create_state(config, mean_image, colour))()
+
+
+def abstract_state(config: ConfigDict) -> TrainState:
+    """Return the shapes and dtypes of the state as a tree of jax.ShapeDtypeStruct."""
+    size = config.dataset.image_size
+    return jax.eval_shape(
+        lambda: create_state(config, jnp.zeros((size, size, 3)), jnp.zeros((3, 3)))
+    )
+
+
+def init_key(config: ConfigDict) -> jax.Array:
+    """Return the key of the parameters' initial values."""
+    return jax.random.split(jax.random.key(config.seed))[0]
+
+
+def step_key(config: ConfigDict, step: jax.Array) -> jax.Array:
+    """Return the key of everything random in training step `step`."""
+    return jax.random.fold_in(jax.random.split(jax.random.key(config.seed))[1], step)
+
+
+def check_classes(config: ConfigDict, dataset: Dataset) -> None:
+    """Raise InputError unless the network has as many outputs as the data set has classes."""
+    have, want = config.model.num_classes, len(dataset.class_names)
+    if have != want:
+        raise InputError(
+            f"config.model.num_classes={have}, but {config.dataset.name!r} has {want} classes;"
+            f" add --config.model.num_classes={want}"
+        )

@@ -1,0 +1,232 @@
+"""Training: one step, and the loop around it."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import augment, checkpoint, data, optim, parallel
+from alexnet_jax import config as config_lib
+from alexnet_jax import model as model_lib
+from alexnet_jax.errors import InputError
+from alexnet_jax.evaluate import errors, eval_steps, evaluate
+from alexnet_jax.metrics import MetricsWriter
+from alexnet_jax.prepare import prepare
+from alexnet_jax.signals import StopRequest
+from alexnet_jax.state import (
+    TrainState,
+    abstract_state,
+    check_classes,
+    initial_state,
+    step_key,
+)
+
+
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], *, model: model_lib.AlexNet, config: ConfigDict
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Return the state after one update, and the metrics of the batch before it.
+
+    The function of one device, under the axis parallel.AXIS. `batch` holds this device's rows:
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32. Every device has an equal share,
+    so that means of means are means over the global batch.
+    """
+    ids = parallel.example_ids(len(batch["label"]))
+    augment_key, dropout_key = jax.random.split(step_key(config, state.step))
+    images = augment.random_crops(
+        augment_key, ids, batch["image"], state.mean_image, state.colour, **config.augment
+    )
+
+    def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        rngs = {"dropout": dropout_key}
+        logits: Any = model.apply(
+            {"params": params}, images, train=True, example_ids=ids, rngs=rngs
+        )
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), logits
+
+    (loss, logits), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    metrics = {"loss": loss, **jax.tree.map(jnp.mean, errors(logits, batch["label"]))}
+    gradient, metrics = jax.lax.pmean((gradient, metrics), parallel.AXIS)
+
+    learning_rate = config.learning_rate * state.plateau.scale
+    optimizer = optim.momentum_sgd(
+        learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics |= {
+        "learning_rate": learning_rate,
+        "gradient_norm": optax.tree.norm(gradient),
+        "parameter_norm": optax.tree.norm(state.params),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state
+    ), metrics
+
+
+def update_plateau(state: TrainState, top1_error: jax.Array, *, config: ConfigDict) -> TrainState:
+    """Return the state with the learning rate's scale as it is after an evaluation's error."""
+    _, plateau = optim.plateau(config.plateau).update(state.params, state.plateau, value=top1_error)
+    return dataclasses.replace(state, plateau=plateau)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Train the network of `config`, or continue the run in `workdir`, and return its result.
+
+    Args:
+      config: a valid config (config.validate).
+      workdir: the run directory; made if it is not there.
+
+    Returns:
+      What `result.json` holds; None where a signal asked to stop before the end. The same call
+      then continues at the next step.
+
+    Raises:
+      InputError: the data, the devices or the run in `workdir` do not fit the config.
+    """
+    parallel.check_batch_size(config.batch_size)
+    if (workdir / "config.json").exists():
+        config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
+    dataset = data.open_dataset(prepare(config.dataset))
+    check_classes(config, dataset)
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(config, workdir / "config.json")
+
+    with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
+        return _run(config, workdir, dataset, checkpoints, stop)
+
+
+def _run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    checkpoints: checkpoint.Checkpoints,
+    stop: StopRequest,
+) -> dict[str, Any] | None:
+    began = time.perf_counter()
+    num_steps = total_steps(config, dataset.num_train)
+    run: dict[str, Any] = {
+        "class_names": list(dataset.class_names),
+        "seconds": 0.0,
+        "validation": None,  # the metrics of this very step, where it was evaluated
+    }
+    first = checkpoints.latest()
+    if first is None:
+        first, state = 0, initial_state(config, dataset)
+    else:
+        state, run = checkpoints.restore(first, abstract_state(config))
+    if first > num_steps:
+        raise InputError(
+            f"{workdir} is at step {first} already, beyond the {num_steps} of this command;"
+            " raise config.num_steps or config.num_epochs, or take another --workdir"
+        )
+    if first == num_steps and (workdir / "result.json").exists():
+        return json.loads((workdir / "result.json").read_text())
+
+    seconds_before = run["seconds"]
+    state = parallel.replicate(state)
+    model = model_lib.from_config(config)
+    step_of = functools.partial(train_step, model=model, config=config)
+    training = parallel.data_parallel(step_of, donate_state=True)
+    lower_rate = parallel.data_parallel(functools.partial(update_plateau, config=config))
+    evaluation, ten_crop_evaluation = eval_steps(config)
+    batches = data.train_batches(
+        dataset, seed=config.seed, batch_size=config.batch_size, start_step=first
+    )
+    with MetricsWriter(
+        workdir,
+        start_step=first,
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        examples_per_epoch=dataset.num_train,
+        log_every_steps=config.log_every_steps,
+    ) as writer:
+        if first < num_steps:
+            training = _compile(training, state, config, dataset, writer)
+        for step in range(first, num_steps + 1):
+            if step > first:
+                state, metrics = training(state, parallel.shard(next(batches)))
+                writer.train(step, metrics)
+                run["validation"] = None
+
+            evaluated = False
+            if not run["validation"] and evaluation_due(config, step, dataset.num_train, num_steps):
+                writer.flush()
+                rate = config.learning_rate * float(state.plateau.scale[0])
+                validation = evaluate(evaluation, state, dataset, config.batch_size, stop)
+                if validation is not None:
+                    run["validation"], evaluated = validation, True
+                    writer.validation(step, validation | {"learning_rate": rate})
+                    top1_error = jnp.float32(validation["top1_error"])
+                    state = lower_rate(state, parallel.replicate(top1_error))
+                writer.resume_clock(step)
+
+            due = stop.requested or step % config.checkpoint_every_steps == 0
+            if evaluated or (due and step > first):
+                writer.flush()
+                run["seconds"] = seconds_before + time.perf_counter() - began
+                checkpoints.save(step, parallel.unreplicate(state), run)
+                writer.resume_clock(step)
+            if stop.requested:
+                writer.say(f"stopped at step {step} of {num_steps}; the same command continues")
+                return None
+
+        ten_crops = evaluate(ten_crop_evaluation, state, dataset, config.batch_size, stop)
+        if ten_crops is None:
+            writer.say("stopped in the last evaluation; the same command continues")
+            return None
+    result = {
+        "step": num_steps,
+        "epoch": num_steps * config.batch_size / dataset.num_train,
+        "best_step": checkpoints.best(),
+        "top1_error": run["validation"]["top1_error"],
+        "top5_error": run["validation"]["top5_error"],
+        "ten_crop_top1_error": ten_crops["top1_error"],
+        "ten_crop_top5_error": ten_crops["top5_error"],
+        "seconds": seconds_before + time.perf_counter() - began,
+    }
+    config_lib.write_json(result, workdir / "result.json")
+    return result
+
+
+def _compile(
+    training: Any,
+    state: TrainState,
+    config: ConfigDict,
+    dataset: data.Dataset,
+    writer: MetricsWriter,
+) -> Any:
+    """Compile the training step before the first batch, so that it is not timed as training."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parallel.unreplicate(state.params)))
+    writer.say(
+        f"{dataset.num_train:,} training and {dataset.num_val:,} validation pictures of"
+        f" {len(dataset.class_names)} classes; {parameters:,} parameters;"
+        f" batches of {config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)"
+    )
+    began = time.perf_counter()
+    compiled = training.lower(state, parallel.shard(data.blank_batch(dataset, config.batch_size)))
+    compiled = compiled.compile()
+    writer.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+    return compiled
+
+
+def evaluation_due(config: ConfigDict, step: int, num_train: int, num_steps: int) -> bool:
+    """Return whether `step` is the last, or completes another `config.eval_every_epochs` epochs."""
+    period = num_train * config.eval_every_epochs
+    seen = step * config.batch_size
+    completes = seen // period > (seen - config.batch_size) // period
+    return step > 0 and (completes or step == num_steps)
+
+
+def total_steps(config: ConfigDict, num_train: int) -> int:
+    """Return `config.num_steps`, or the steps that see `config.num_epochs` epochs of examples."""
+    return config.num_steps or math.ceil(config.num_epochs * num_train / config.batch_size)

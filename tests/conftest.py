@@ -1,0 +1,39 @@
+"""What all tests share: forced host devices, and the digits prepared once."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pytest
+
+from alexnet_jax import data
+from alexnet_jax.prepare import prepare
+from configs import quickstart
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Directory in which the quickstart's data set lies prepared."""
+    path = tmp_path_factory.mktemp("data")
+    config = quickstart.get_config()
+    config.dataset.data_dir = str(path)
+    prepare(config.dataset)
+    return path
+
+
+@pytest.fixture
+def config(data_dir):
+    """Return the quickstart as narrow as it can be, on the prepared digits."""
+    config = quickstart.get_config()
+    config.dataset.data_dir = str(data_dir)
+    config.model.features = (8, 8, 8, 8, 8)
+    config.model.hidden = (16, 16)
+    config.batch_size = 16
+    return config
+
+
+@pytest.fixture
+def digits(config):
+    """Return the prepared digits."""
+    return data.open_dataset(prepare(config.dataset))

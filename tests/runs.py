@@ -1,0 +1,48 @@
+"""Runs of the command line in processes of their own, small enough for two cores."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# The eight layers of the quickstart on digits, as narrow as they can be.
+TINY = (
+    "--config=configs/quickstart.py",
+    "--config.model.features=(8,8,8,8,8)",
+    "--config.model.hidden=(16,16)",
+    "--config.batch_size=16",
+)
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Return the environment of a process that sees `devices` CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+    """Start `python run.py` with `arguments`."""
+    return subprocess.Popen(
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        env=environment(devices),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+    """Run `python run.py` with `arguments` to its end."""
+    process = start(*arguments, devices=devices)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def metrics(workdir: pathlib.Path, split: str = "train") -> list[dict]:
+    """Return the lines of `split` in a run's metrics.jsonl."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == split]

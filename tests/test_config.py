@@ -1,0 +1,141 @@
+"""Configs: every recipe is valid, and whatever is not is refused by name."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import InputError
+from configs import alexnet
+
+RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid(name):
+    config_lib.validate(importlib.import_module(f"configs.{name}").get_config())
+
+
+def test_the_default_recipe_has_every_field():
+    assert {n for n, _ in config_lib.flatten(alexnet.get_config())} == set(config_lib.FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("batch_size", 0),
+        ("batch_size", True),
+        ("num_steps", 0),
+        ("num_steps", 1.5),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "fast"),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("weight_decay", float("inf")),
+        ("dtype", "float16"),
+        ("parallel", "tpu"),
+        ("plateau.factor", 1.0),
+        ("plateau.patience", 0),
+        ("model.groups", 3),
+        ("model.cross_layers", ("conv6",)),
+        ("model.cross_layers", ("conv3", "conv3")),
+        ("model.features", (96, 256, 384, 384)),
+        ("model.features", (96, 256, 384, 384, 0)),
+        ("model.features", (96, 256, 384, 384, 2.0)),
+        ("model.dropout", 1.0),
+        ("model.lrn.k", 0.0),
+        ("model.lrn.n", 0),
+        ("model.initializer", "xavier"),
+        ("model.biases", (0.0,) * 7),
+        ("dataset.name", ""),
+        ("dataset.encoding", "png"),
+        ("dataset.on_error", "ignore"),
+        ("augment.flip", 1),
+        ("augment.colour_std", -0.1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    config = alexnet.get_config()
+    *path, last = field.split(".")
+    node = config
+    for name in path:
+        node = node[name]
+    with node.ignore_type():
+        node[last] = value
+    with pytest.raises(InputError, match=rf"config\.{field}=") as caught:
+        config_lib.validate(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_refused_by_name():
+    config = alexnet.get_config()
+    del config.momentum
+    with pytest.raises(InputError, match="lacks the field 'momentum'"):
+        config_lib.validate(config)
+
+
+def test_an_unknown_field_names_the_nearest():
+    config = alexnet.get_config()
+    config.learning_rat = 0.1
+    with pytest.raises(InputError, match="'learning_rat'; did you mean 'learning_rate'"):
+        config_lib.validate(config)
+    assert "did you mean 'augment.crop'" in str(config_lib.unknown_field("crop"))
+
+
+def test_a_crop_larger_than_the_stored_picture_is_refused():
+    config = alexnet.get_config()
+    config.dataset.image_size = 200
+    with pytest.raises(InputError, match=r"crop=227 is larger .*image_size=200"):
+        config_lib.validate(config)
+
+
+def test_the_smallest_crop_of_the_original_geometry_is_67():
+    config = alexnet.get_config()
+    config.augment.crop = 67
+    config_lib.validate(config)
+    config.augment.crop = 66
+    with pytest.raises(InputError, match="crop=66 is too small.*the pooling after conv5"):
+        config_lib.validate(config)
+
+
+def test_columns_that_do_not_divide_the_maps_are_refused():
+    config = alexnet.get_config()
+    config.model.groups = 2
+    config.model.features = (96, 256, 384, 383, 256)
+    with pytest.raises(InputError, match="groups=2 does not divide the 383 units of conv4"):
+        config_lib.validate(config)
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = alexnet.get_config()
+    config.num_steps = 7
+    config_lib.save(config, tmp_path / "config.json")
+    assert config_lib.load(tmp_path / "config.json").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"seed": 0}'])
+def test_a_damaged_config_file_is_refused_by_name(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match="config"):
+        config_lib.load(tmp_path / "config.json")
+
+
+def test_a_run_is_continued_only_with_its_own_config(tmp_path):
+    old, new = alexnet.get_config(), alexnet.get_config()
+    new.num_epochs, new.dataset.data_dir = 100, "/elsewhere"
+    config_lib.refuse_changes(old, new, tmp_path)
+    new.model.dropout = 0.3
+    with pytest.raises(InputError, match=r"model\.dropout=0\.5 \(now 0\.3\)"):
+        config_lib.refuse_changes(old, new, tmp_path)
+
+
+def test_json_is_written_whole(tmp_path):
+    path = tmp_path / "result.json"
+    config_lib.write_json({"step": 1}, path)
+    with pytest.raises(TypeError):
+        config_lib.write_json({"step": object()}, path)
+    assert json.loads(path.read_text()) == {"step": 1}

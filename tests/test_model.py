@@ -1,0 +1,145 @@
+"""The network: shapes, counts, columns, initial values, dropout that follows the example."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import AlexNet
+from alexnet_jax import model as model_lib
+from alexnet_jax.summary import summary
+from configs import alexnet
+
+SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}
+
+
+def _abstract(**fields):
+    return jax.eval_shape(
+        lambda: AlexNet(**fields).init_with_output(
+            jax.random.key(0), jnp.zeros((1, 227, 227, 3)), mutable=["params", "intermediates"]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameters"),
+    [
+        ({}, 62_378_344),
+        ({"groups": 2}, 60_965_224),
+        ({"groups": 2, "cross_layers": ("conv3", "conv4")}, 61_628_776),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(fields, parameters):
+    _, variables = _abstract(**fields)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == parameters
+
+
+def test_shapes_are_the_published_ones():
+    logits, variables = _abstract()
+    maps = {name: value[0].shape[1:] for name, value in variables["intermediates"].items()}
+    assert maps == {
+        "relu1": (55, 55, 96),
+        "norm1": (55, 55, 96),
+        "pool1": (27, 27, 96),
+        "relu2": (27, 27, 256),
+        "norm2": (27, 27, 256),
+        "pool2": (13, 13, 256),
+        "relu3": (13, 13, 384),
+        "relu4": (13, 13, 384),
+        "relu5": (13, 13, 256),
+        "pool5": (6, 6, 256),
+        "relu6": (4096,),
+        "relu7": (4096,),
+    }
+    assert logits.shape == (1, 1000)
+    assert logits.dtype == jnp.float32
+    kernels = {name: leaves["kernel"].shape for name, leaves in variables["params"].items()}
+    assert kernels == {
+        "conv1": (11, 11, 3, 96),
+        "conv2": (5, 5, 96, 256),
+        "conv3": (3, 3, 256, 384),
+        "conv4": (3, 3, 384, 384),
+        "conv5": (3, 3, 384, 256),
+        "fc6": (9216, 4096),
+        "fc7": (4096, 4096),
+        "fc8": (4096, 1000),
+    }
+
+
+def test_the_summary_shows_the_published_totals():
+    last = summary(alexnet.get_config()).splitlines()[-1].split()
+    assert last == ["total", "62,378,344", "1,135,256,096", "659,272"]
+
+
+def test_initial_values_are_the_published_ones():
+    config = alexnet.get_config()
+    config.model.features = (96, 64, 64, 64, 64)
+    config.model.hidden = (128, 128)
+    model = model_lib.from_config(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 227, 227, 3)))["params"]
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    for name, bias in zip(names, [0, 1, 0, 1, 1, 1, 1, 1], strict=True):
+        kernel = np.asarray(params[name]["kernel"], np.float64)
+        assert np.all(params[name]["bias"] == bias)
+        assert abs(kernel.mean()) < 5 * 0.01 / kernel.size**0.5
+        assert kernel.std() == pytest.approx(0.01, rel=5 / (2 * kernel.size) ** 0.5)
+
+
+def test_he_initial_values_grow_with_the_inverse_of_the_inputs():
+    model = AlexNet(**SMALL, initializer="he_normal")
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))
+    kernel = np.asarray(params["params"]["conv2"]["kernel"], np.float64)
+    assert kernel.std() == pytest.approx((2 / (5 * 5 * 8)) ** 0.5, rel=0.05)
+
+
+def test_two_columns_do_not_see_each_other_before_the_crossing_layer():
+    model = AlexNet(**SMALL, groups=2)
+    images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3)) * 50
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    # Other filters in the second half of conv1 must not reach the first half of conv2's maps.
+    kernel = params["conv1"]["kernel"]
+    other = {**params, "conv1": {**params["conv1"], "kernel": kernel.at[..., 4:].multiply(3.0)}}
+    maps = jax.jit(lambda p: model.apply({"params": p}, images, mutable=["intermediates"])[1])
+    first, second = maps(params)["intermediates"], maps(other)["intermediates"]
+    np.testing.assert_array_equal(first["relu2"][0][..., :8], second["relu2"][0][..., :8])
+    assert not np.allclose(first["relu2"][0][..., 8:], second["relu2"][0][..., 8:])
+    assert not np.allclose(first["relu3"][0][..., :8], second["relu3"][0][..., :8])
+
+
+def test_parameters_and_logits_stay_float32_in_bfloat16():
+    model = AlexNet(**SMALL, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3)) * 50
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    apply = functools.partial(model.apply, mutable=["intermediates"])
+    logits, state = jax.jit(apply)(variables, images)
+    assert logits.dtype == jnp.float32
+    assert state["intermediates"]["norm1"][0].dtype == jnp.bfloat16
+    exact = jax.jit(AlexNet(**SMALL).apply)(variables, images)
+    np.testing.assert_allclose(logits, exact, atol=0.02 * float(jnp.abs(exact).max()))
+
+
+def test_dropout_follows_the_example_not_its_row():
+    model = AlexNet(**SMALL, initializer="he_normal")
+    images = jax.random.normal(jax.random.key(1), (6, 67, 67, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    @jax.jit
+    def train(images, example_ids):
+        rngs = {"dropout": jax.random.key(2)}
+        return model.apply(variables, images, train=True, example_ids=example_ids, rngs=rngs)
+
+    whole = train(images, None)
+    part = train(images[4:], jnp.array([4, 5]))
+    np.testing.assert_allclose(part, whole[4:], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(train(images[4:], None), whole[4:], rtol=1e-2)
+
+
+def test_dropout_keeps_the_mean_and_zeroes_half():
+    x = jnp.ones((64, 4096))
+    y = np.asarray(model_lib._dropout(x, 0.5, jax.random.key(0), None))
+    assert set(np.unique(y)) == {0.0, 2.0}
+    assert abs(y.mean() - 1) < 5 / y.size**0.5
+    assert abs((y[0] == y[1]).mean() - 0.5) < 0.05  # each example has a mask of its own

@@ -1,0 +1,105 @@
+"""The command line as a user meets it: exit codes, one-line errors, signals, pictures."""
+
+import re
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.learning_rat=1"], "no field 'learning_rat'; did you mean 'learning_rate'"),
+        (["--config.seed=x"], "--config.seed=x"),
+        (["--config.model.dropout=2"], "config.model.dropout=2.0: expected"),
+        (["--config.dataset.name=cifarr10"], "cifar10"),
+        (["--config.batch_size=7"], "batch_size=7 cannot be divided over 2 devices; take 6 or 8"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--mode=fly"], "train|evaluate|predict|summary|prepare"),
+        (["--mode=predict"], "--images"),
+        (["--mode=evaluate"], "not a run directory"),
+        (["stray"], "'stray'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    workdir = tmp_path / "run"
+    done = runs.run(*runs.TINY, f"--workdir={workdir}", *arguments, devices=2)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+    assert done.stdout == ""
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
+    (tmp_path / "run").write_text("mine")
+    done = runs.run(
+        *runs.TINY, f"--workdir={tmp_path / 'run'}", f"--config.dataset.data_dir={data_dir}"
+    )
+    assert done.returncode == 2
+    assert str(tmp_path / "run") in done.stderr.splitlines()[-1]
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_continues(tmp_path, data_dir, number):
+    command = [
+        *runs.TINY,
+        f"--workdir={tmp_path}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=40",
+    ]
+    process = runs.start(*command)
+    while not (tmp_path / "metrics.jsonl").exists() or len(runs.metrics(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert re.search(r"stopped at step \d+ of 40; the same command continues", err)
+    assert not (tmp_path / "result.json").exists()
+    stopped = len(runs.metrics(tmp_path))
+    assert 3 <= stopped < 40
+
+    done = runs.run(*command)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, 41))
+    assert (tmp_path / "result.json").exists()
+    assert re.fullmatch(rf"{tmp_path}: step 40: validation top-1 error .*\n", done.stdout)
+
+
+def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    done = runs.run(
+        *runs.TINY,
+        f"--workdir={workdir}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=2",
+    )
+    assert done.returncode == 0, done.stderr
+    errors = done.stdout.partition("validation")[2].partition(";")[0]
+    done = runs.run("--mode=evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert errors in done.stdout
+
+    paths = [tmp_path / "one.png", tmp_path / "two.jpg"]
+    for path in paths:
+        Image.fromarray(np.full((30, 20, 3), 99, np.uint8)).save(path)
+    done = runs.run("--mode=predict", f"--workdir={workdir}", f"--images={paths[0]}", str(paths[1]))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [lines[0], lines[6]] == [str(p) for p in paths]
+    assert all(re.fullmatch(r" +\d+\.\d\d%  \d", line) for line in lines[1:6] + lines[7:])
+
+    done = runs.run("--mode=predict", f"--workdir={workdir}", f"--images={tmp_path / 'no.png'}")
+    assert done.returncode == 2
+    assert "no.png" in done.stderr
+
+
+def test_prepare_says_where_the_data_set_is(tmp_path):
+    done = runs.run(*runs.TINY, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("prepared data set: ")

@@ -1,0 +1,217 @@
+"""Training: the same on any number of devices, continued where it stopped, and it learns."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import InputError, checkpoint, data, parallel, predict, restore
+from alexnet_jax import model as model_lib
+from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
+from alexnet_jax.signals import StopRequest
+from alexnet_jax.state import create_state, initial_state
+from alexnet_jax.train import train_and_evaluate, train_step
+from tests import runs
+
+
+def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, data_dir):
+    """Dropout and augmentation are on: their keys follow the example, not the device."""
+    counts = (1, 2, 4, 8)
+    processes = [
+        runs.start(
+            *runs.TINY,
+            f"--workdir={tmp_path / str(n)}",
+            f"--config.dataset.data_dir={data_dir}",
+            "--config.num_steps=20",
+            "--config.learning_rate=0.05",
+            devices=n,
+        )
+        for n in counts
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    losses = [[line["loss"] for line in runs.metrics(tmp_path / str(n))] for n in counts]
+    assert len(losses[0]) == 20
+    assert abs(losses[0][-1] - losses[0][0]) > 1e-2  # they do change
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=2e-5)
+    errors = [runs.metrics(tmp_path / str(n), "val")[-1]["top1_error"] for n in counts]
+    assert max(errors) - min(errors) <= 1 / 359  # one picture on the border at most
+
+
+def test_64_digits_are_learnt_to_zero_training_error(config, digits):
+    config.batch_size = 64
+    config.model.features = (16, 32, 32, 32, 32)
+    config.model.hidden = (64, 64)
+    batch = parallel.shard(next(data.train_batches(digits, seed=0, batch_size=64)))
+    step = functools.partial(train_step, model=model_lib.from_config(config), config=config)
+    step = parallel.data_parallel(step, donate_state=True)
+    state = parallel.replicate(initial_state(config, digits))
+    for _ in range(400):  # augmentation and dropout are on, so a zero is seen now and then
+        state, metrics = step(state, batch)
+        if metrics["top1_error"][0] == 0:
+            break
+    assert metrics["top1_error"][0] == 0
+    assert metrics["loss"][0] < 0.3
+
+
+@pytest.mark.parametrize("batch_size", [8, 64, 360, 400])
+def test_evaluation_sees_every_example_once(config, digits, batch_size):
+    state = initial_state(config, digits)
+    model = model_lib.from_config(config)
+    step, _ = eval_steps(config)
+    found = evaluate(step, parallel.replicate(state), digits, batch_size, StopRequest())
+
+    batches = data.eval_batches(digits, batch_size=len(digits.mean_image) * 8)
+    rows = [(b["image"][b["mask"]], b["label"][b["mask"]]) for b in batches]
+    images, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
+    assert len(labels) == digits.num_val == 359
+    crops = (images.astype(np.float64) - digits.mean_image)[:, 2:69, 2:69]
+    logits = np.asarray(
+        jax.jit(model.apply)({"params": state.params}, crops.astype(np.float32)), np.float64
+    )
+    order = np.argsort(-logits, axis=1, kind="stable")
+    log_total = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
+    expected = {
+        "loss": (log_total - logits[np.arange(359), labels]).mean(),
+        "top1_error": (order[:, 0] != labels).mean(),
+        "top5_error": (order[:, :5] != labels[:, None]).all(1).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_ten_crops_average_the_softmax_outputs(config, digits):
+    config.augment.flip = True
+    state = initial_state(config, digits)
+    model = model_lib.from_config(config)
+    _, step = eval_steps(config)
+    batch = next(iter(data.eval_batches(digits, batch_size=16)))
+    found = step(parallel.replicate(state), parallel.shard(batch))
+
+    centred = batch["image"].astype(np.float64) - digits.mean_image
+    mean = 0
+    for y, x in [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]:
+        window = centred[:, y : y + 67, x : x + 67]
+        for crop in (window, window[:, :, ::-1]):
+            logits = model.apply({"params": state.params}, crop.astype(np.float32))
+            mean += np.asarray(jax.nn.softmax(logits), np.float64) / 10
+    losses = -np.log(mean[np.arange(16), batch["label"]])
+    assert found["loss"][0] == pytest.approx(losses.sum(), rel=1e-5)
+    assert found["top1_error"][0] == (mean.argmax(1) != batch["label"]).sum()
+
+
+def test_a_continued_run_ends_as_an_uninterrupted_one(config, tmp_path):
+    config.num_steps = 8
+    config.checkpoint_every_steps = 3
+    straight = train_and_evaluate(config, tmp_path / "straight")
+
+    class Stop(Exception):
+        pass
+
+    # Stopped after step 5, when the checkpoint of step 3 is the last.
+    train_batches = data.train_batches
+
+    def five(*args, start_step=0, **kwargs):
+        for step, batch in enumerate(
+            train_batches(*args, start_step=start_step, **kwargs), start_step
+        ):
+            if step == 5 and start_step == 0:
+                raise Stop
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "train_batches", five)
+        with pytest.raises(Stop):
+            train_and_evaluate(config, tmp_path / "stopped")
+        continued = train_and_evaluate(config, tmp_path / "stopped")
+
+    first, second = (
+        checkpoint.load(tmp_path / name, "latest")[1] for name in ("straight", "stopped")
+    )
+    assert int(first.step) == 8
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    for split in ("train", "val"):
+        lines = [runs.metrics(tmp_path / name, split) for name in ("straight", "stopped")]
+        for line in lines[0] + lines[1]:
+            del line["images_per_second"]
+        assert lines[0] == lines[1]
+    assert [line["step"] for line in runs.metrics(tmp_path / "stopped")] == list(range(1, 9))
+    assert {k: v for k, v in straight.items() if k != "seconds"} == {
+        k: v for k, v in continued.items() if k != "seconds"
+    }
+    # A finished run answers with its result, and may be made longer.
+    assert train_and_evaluate(config, tmp_path / "stopped") == continued
+    config.num_steps = 9
+    assert train_and_evaluate(config, tmp_path / "stopped")["step"] == 9
+    config.num_steps = 8
+    with pytest.raises(InputError, match="at step 9 already, beyond the 8"):
+        train_and_evaluate(config, tmp_path / "stopped")
+
+
+def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
+    config.num_steps = 60
+    config.learning_rate = 0.03
+    config.eval_every_epochs = 1000
+    result = train_and_evaluate(config, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+    ]
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert result["step"] == result["best_step"] == 60
+    assert result["epoch"] == pytest.approx(60 * 16 / 1438)
+
+    evaluated = evaluate_checkpoint(tmp_path)
+    for name in evaluated.keys() - {"step"}:
+        assert evaluated[name] == pytest.approx(result[name], abs=1e-9)
+
+    model, variables, restored = restore(tmp_path)
+    assert restored.to_dict() == config.to_dict()
+    dataset = data.open_dataset(
+        next(pathlib.Path(config.dataset.data_dir).rglob("digits-*px*[!k]"))
+    )
+    batch = next(iter(data.eval_batches(dataset, batch_size=8)))
+    crops = (batch["image"] - variables["statistics"]["mean_image"])[:, 2:69, 2:69]
+    probabilities = np.asarray(jax.nn.softmax(model.apply(variables, crops)))
+    answers = predict(tmp_path, list(batch["image"]), top=3)
+    for row, answer in zip(probabilities, answers, strict=True):
+        best = np.argsort(-row)[:3]
+        assert [name for name, _ in answer] == [dataset.class_names[i] for i in best]
+        assert [p for _, p in answer] == pytest.approx(row[best], rel=1e-4)
+
+    config.model.hidden = (16, 32)
+    with pytest.raises(InputError, match=r"model\.hidden=\(16, 16\) \(now \(16, 32\)\)"):
+        train_and_evaluate(config, tmp_path)
+    with pytest.raises(InputError, match="no checkpoint of step 59; it holds 60"):
+        restore(tmp_path, step=59)
+
+
+def test_a_checkpoint_holds_one_copy_whatever_the_devices(config, tmp_path):
+    config.num_steps = 1
+    train_and_evaluate(config, tmp_path)
+    _, state, _ = checkpoint.load(tmp_path)
+    abstract = jax.eval_shape(lambda: create_state(config, state.mean_image, state.colour))
+    assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
+    assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == {jax.devices()[0]}
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(config, tmp_path):
+    config.batch_size = 12
+    with pytest.raises(InputError, match="batch_size=12 cannot be divided over 8 devices.*8 or 16"):
+        train_and_evaluate(config, tmp_path / "run")
+    config.batch_size = 16
+    config.model.num_classes = 1000
+    with pytest.raises(InputError, match="num_classes=1000, but 'digits' has 10 classes"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="not a run directory"):
+        restore(tmp_path)
