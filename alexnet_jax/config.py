@@ -86,6 +86,7 @@ FIELDS = {
     "model.padding": _integers(5, 0),
     "model.hidden": _integers(2, 1),
     "model.dropout": _fraction(),
+    "model.dropout_scaling": _choice("train", "test"),
     "model.lrn.layers": _layers(),
     "model.lrn.k": _number(0, open_low=True),
     "model.lrn.n": _integer(1),

@@ -28,6 +28,11 @@ class AlexNet(nn.Module):
     `cross_layers` reads the maps of its own column only, and so does the normalisation if
     `lrn['within_groups']`, as on the paper's two devices; the fully connected layers read both.
 
+    Outputs of fc6 and fc7 are scaled by 1 - dropout when testing if `dropout_scaling` is 'test', as
+    in the paper (section 4.2), or by its inverse when training if it is 'train', as in today's
+    libraries. The networks are the same but for the scale of weights and learning rates: with the
+    same ones, the layer after a 'train' dropout moves four times as far in a step.
+
     Parameters: conv1 to conv5, fc6 to fc8, each `kernel` (HWIO, or in x out) and `bias`.
     """
 
@@ -40,6 +45,7 @@ class AlexNet(nn.Module):
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)
     hidden: tuple[int, ...] = (4096, 4096)
     dropout: float = 0.5
+    dropout_scaling: str = "train"
     lrn: Mapping[str, Any] = FrozenDict(
         layers=("conv1", "conv2"), k=2.0, n=5, alpha=1e-4, beta=0.75, within_groups=True
     )
@@ -80,8 +86,7 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)  # in the order height, width, channel
         for i, width in ((6, self.hidden[0]), (7, self.hidden[1])):
             x = self._note(f"relu{i}", nn.relu(self._dense(i, width)(x)))
-            if train and self.dropout:
-                x = _dropout(x, self.dropout, self.make_rng("dropout"), example_ids)
+            x = self._dropout(x, train, example_ids)
         return self._dense(8, self.num_classes)(x).astype(jnp.float32)
 
     def _conv(self, i: int, name: str) -> nn.Conv:
@@ -114,6 +119,13 @@ class AlexNet(nn.Module):
             name=f"fc{i}",
         )
 
+    def _dropout(self, x: jax.Array, train: bool, example_ids: jax.Array | None) -> jax.Array:
+        if train and self.dropout:
+            x = _drop(x, self.dropout, self.make_rng("dropout"), example_ids)
+        if self.dropout_scaling == "train":
+            return x / (1 - self.dropout) if train else x
+        return x if train else x * (1 - self.dropout)
+
     def _kernel_init(self) -> nn.initializers.Initializer:
         if self.initializer == "he_normal":
             return nn.initializers.he_normal()
@@ -124,19 +136,15 @@ class AlexNet(nn.Module):
         return x
 
 
-def _dropout(x: jax.Array, rate: float, key: jax.Array, example_ids: jax.Array | None) -> jax.Array:
-    """Zero units of `x` (batch, units) with probability `rate`, and divide the others by 1 - rate.
-
-    Scaled while training, as today's libraries do; the paper (section 4.2) halves at test instead,
-    which is the same net with other scales of the weights.
-    """
+def _drop(x: jax.Array, rate: float, key: jax.Array, example_ids: jax.Array | None) -> jax.Array:
+    """Zero each unit of `x` (batch, units) with probability `rate`, each example by its own key."""
     if example_ids is None:
         example_ids = jnp.arange(x.shape[0])
 
     def keep(example_id: jax.Array) -> jax.Array:
         return jax.random.bernoulli(jax.random.fold_in(key, example_id), 1 - rate, x.shape[1:])
 
-    return jnp.where(jax.vmap(keep)(example_ids), x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(jax.vmap(keep)(example_ids), x, 0)
 
 
 def from_config(config: ConfigDict) -> AlexNet:

@@ -9,8 +9,9 @@ The finished directory is `data_dir/alexnet_jax/<source>-<size>px-<encoding>-<ha
 * `pictures-{train,val}.array_record-*`, `dataset_info.json`, `features.json`: a tfds data set,
   `tfds.builder_from_directory(directory).as_data_source('train')`; image and label in each;
 * `mean_image.npy`: float32 (S, S, 3), 0..255, over the training pictures before JPEG coding;
-* `statistics.json`: class names, pictures per class, mean colour, and the eigenvalues (ascending)
-  and eigenvectors (columns, R G B) of the covariance of all training pixels, 0..255 scale.
+* `statistics.json`: class names, pictures per class, mean colour, the eigenvalues (ascending)
+  and eigenvectors (columns, R G B) of the covariance of all training pixels, 0..255 scale, what
+  was skipped, what it was made from and with, and the size of every other file.
 
 The hash covers the source's fingerprint and every setting that changes bytes, so a directory is
 never stale. It is written as `<directory>.incomplete` and renamed at the very end: what has the
@@ -167,8 +168,9 @@ def _refuse_too_large(needed: int, directory: pathlib.Path) -> None:
     free = shutil.disk_usage(directory.parent).free
     if needed > free:
         raise InputError(
-            f"cannot write {directory}: it needs {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are"
-            " free; make room there, set another --config.dataset.data_dir or use encoding=jpeg"
+            f"cannot write {directory}: it needs {needed / 1e9:,.2f} GB, free are"
+            f" {free / 1e9:,.2f} GB; make room there, set another --config.dataset.data_dir or"
+            " --config.dataset.encoding=jpeg"
         )
 
 
@@ -279,6 +281,7 @@ def _write_statistics(
         "eigenvectors": vectors.tolist(),
         "not_pictures": source.num_not_pictures,
         "undecodable": undecodable,
+        "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir())},
     }
     text = json.dumps(statistics, indent=1) + "\n"
     (directory / "statistics.json").write_text(text, encoding="utf-8")

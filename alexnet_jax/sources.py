@@ -136,6 +136,11 @@ def _folder(path: str | None) -> Source:
     )
 
 
+def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
 class _Listing(NamedTuple):
     files: dict[str, list[tuple[str, int]]]  # class name -> sorted (file name, bytes)
     num_others: int  # files and sub-folders that are no pictures
@@ -144,12 +149,12 @@ class _Listing(NamedTuple):
 def _list(root: pathlib.Path) -> _Listing:
     files: dict[str, list[tuple[str, int]]] = {}
     num_others = 0
-    for folder in os.scandir(root):
+    for folder in _entries(root):
         if not folder.is_dir() or folder.name.startswith("."):
             num_others += 1
             continue
         files[folder.name] = []
-        for entry in os.scandir(folder):
+        for entry in _entries(folder):
             extension = pathlib.PurePath(entry.name).suffix.lower()
             if extension in EXTENSIONS and not entry.name.startswith(".") and not entry.is_dir():
                 # A dangling link has no size; it is met again, by name, when it is decoded.
@@ -157,7 +162,6 @@ def _list(root: pathlib.Path) -> _Listing:
                 files[folder.name].append((entry.name, size))
             else:
                 num_others += 1
-        files[folder.name].sort()
         if not files[folder.name]:
             raise InputError(f"class folder {folder.path} has no pictures: add some or remove it")
     if not files:
@@ -190,8 +194,9 @@ def _tfds(name: str, data_dir: pathlib.Path) -> Source:
     known = tfds.list_builders(with_community_datasets=False)
     base = re.split("[/:]", name)[0]
     if base not in known:
-        names = [*known, "folder", "digits"]
-        near = difflib.get_close_matches(base, names, n=4, cutoff=0.5)
+        names = sorted({*known, "folder", "digits"})
+        near = [n for n in names if base and n.startswith(base)]
+        near = (near or difflib.get_close_matches(base, names, cutoff=0.5))[:5]
         raise InputError(
             f"unknown data set {name!r}: the nearest known names are {', '.join(near) or 'none'};"
             " your own pictures are --config.dataset.name=folder, the embedded digits 'digits'"
@@ -207,8 +212,8 @@ def _tfds(name: str, data_dir: pathlib.Path) -> Source:
         or not isinstance(label, tfds.features.ClassLabel)
     ):
         raise InputError(
-            f"tfds data set {name!r} is no image classification set: it has {', '.join(columns)} and"
-            " needs an 'image' of integers and a class 'label'; choose another dataset.name"
+            f"tfds data set {name!r} is no image classification set: it has {', '.join(columns)}"
+            " and needs an 'image' of integers and a class 'label'; choose another dataset.name"
         )
     full_name = builder.info.full_name
     return Source(
@@ -232,9 +237,7 @@ def _open_tfds(name: str, builder: Any, data_dir: pathlib.Path) -> dict[str, Seq
                 f"tfds data set {name!r} has the splits {', '.join(available)}: 'train' and"
                 " 'validation' or 'test' are needed; choose another --config.dataset.name"
             )
-        decoders = tfds.decode.PartialDecoding(
-            {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        decoders = {"image": tfds.decode.SkipDecoding()}
         return {
             split: _TfdsSplit(
                 builder.as_data_source(original, decoders=decoders), f"{name} {original}"

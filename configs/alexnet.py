@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     config.model.padding = (0, 2, 1, 1, 1)
     config.model.hidden = (4096, 4096)
     config.model.dropout = 0.5
+    config.model.dropout_scaling = "test"  # the paper's halving; "train" is that of libraries
     config.model.lrn = ConfigDict({"layers": ("conv1", "conv2")})
     config.model.lrn.update({"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75})
     config.model.lrn.within_groups = True  # with groups=2: windows end at the column's border

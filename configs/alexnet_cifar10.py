@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.strides = (1, 1, 1, 1, 1)
     config.model.padding = (2, 2, 1, 1, 1)
     config.model.hidden = (256, 256)
+    config.model.dropout_scaling = "train"
     config.model.initializer = "he_normal"
     config.model.biases = (0.0,) * 8
     config.model.input_scale = 1 / 64

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 10
     config.model.features = (32, 64, 96, 96, 64)
     config.model.hidden = (256, 256)
+    config.model.dropout_scaling = "train"
     config.model.initializer = "he_normal"
     config.model.biases = (0.0,) * 8
     config.model.input_scale = 1 / 64

@@ -137,9 +137,31 @@ def test_dropout_follows_the_example_not_its_row():
     assert not np.allclose(train(images[4:], None), whole[4:], rtol=1e-2)
 
 
-def test_dropout_keeps_the_mean_and_zeroes_half():
+def test_dropout_zeroes_half_of_each_example():
     x = jnp.ones((64, 4096))
-    y = np.asarray(model_lib._dropout(x, 0.5, jax.random.key(0), None))
-    assert set(np.unique(y)) == {0.0, 2.0}
-    assert abs(y.mean() - 1) < 5 / y.size**0.5
+    y = np.asarray(model_lib._drop(x, 0.5, jax.random.key(0), None))
+    assert set(np.unique(y)) == {0.0, 1.0}
+    assert abs(y.mean() - 0.5) < 5 * 0.5 / y.size**0.5
     assert abs((y[0] == y[1]).mean() - 0.5) < 0.05  # each example has a mask of its own
+
+
+@pytest.mark.parametrize(("scaling", "halved"), [("train", False), ("test", True)])
+def test_the_outputs_are_halved_when_testing_or_doubled_when_training(scaling, halved):
+    model = AlexNet(**SMALL, initializer="he_normal", dropout_scaling=scaling)
+    images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def maps(train):
+        rngs = {"dropout": jax.random.key(2)}
+        apply = functools.partial(model.apply, train=train, rngs=rngs, mutable=["intermediates"])
+        return jax.jit(apply)(variables, images)[1]["intermediates"]
+
+    for train, factor in ((False, 0.5 if halved else 1.0), (True, 1.0 if halved else 2.0)):
+        noted = maps(train)
+        mask = np.ones_like(noted["relu6"][0])
+        if train:
+            key = model.bind(variables, rngs={"dropout": jax.random.key(2)}).make_rng("dropout")
+            mask = np.asarray(model_lib._drop(jnp.ones_like(mask), 0.5, key, None))
+        fc7 = variables["params"]["fc7"]
+        expected = (noted["relu6"][0] * mask * factor) @ fc7["kernel"] + fc7["bias"]
+        np.testing.assert_allclose(noted["relu7"][0], np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
