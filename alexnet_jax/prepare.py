@@ -206,7 +206,10 @@ def _write(
             total = len(examples)
             number = math.ceil(total * _picture_bytes(dataset) / SHARD_BYTES)
             shards[split] = []
-            with tqdm(total=total, desc=f"prepare {split}", unit="img") as progress:
+            patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
+            with tqdm(
+                total=total, desc=f"prepare {split}", unit="img", mininterval=patience
+            ) as progress:
                 for i in range(number):
                     path = directory / f"pictures-{split}.array_record-{i:05d}-of-{number:05d}"
                     share = range(i * total // number, (i + 1) * total // number)
