@@ -22,6 +22,9 @@ _IMAGES = flags.DEFINE_multi_string("images", [], "Pictures for --mode=predict."
 
 def main(argv: list[str]) -> int:
     """Do what the command line says and return the exit code: 0, or 2 for bad input."""
+    if "--help" in argv or "-h" in argv:
+        print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        return 0
     try:
         _dispatch(_parse(argv))
     except InputError as error:
@@ -30,6 +33,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a directory that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while nothing was running yet that could be saved
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

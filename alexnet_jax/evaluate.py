@@ -99,7 +99,13 @@ def evaluate(
     """
     start = time.perf_counter()
     sums: dict[str, float] = {}
-    for batch in data.eval_batches(dataset, batch_size=batch_size):
+    batches = data.eval_batches(
+        dataset,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in batches:
         if stop.requested:
             return None
         for name, value in step(state, parallel.shard(batch)).items():

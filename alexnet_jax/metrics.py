@@ -1,6 +1,7 @@
 """What a run says: metrics.jsonl, TensorBoard events, and a line of progress on the terminal."""
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -10,6 +11,16 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from alexnet_jax.errors import InputError
+
+TRAIN_METRICS = (
+    "loss",
+    "top1_error",
+    "top5_error",
+    "learning_rate",
+    "gradient_norm",
+    "parameter_norm",
+)
 WINDOW = 100  # steps over which images per second are averaged
 
 
@@ -62,13 +73,22 @@ class MetricsWriter:
         self._pending = step, metrics
 
     def flush(self) -> None:
-        """Write the metrics that `train` holds back."""
+        """Write the metrics that `train` holds back.
+
+        Raises InputError where the loss or the gradient is not finite any more.
+        """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):
             # Replicated over the devices: the first one's copy.
-            values = {name: float(value[0]) for name, value in metrics.items()}
+            values = {name: float(metrics[name][0]) for name in TRAIN_METRICS}
+            if not math.isfinite(values["loss"] + values["gradient_norm"]):
+                raise InputError(
+                    f"step {step}: the loss is {values['loss']}, the norm of the gradient"
+                    f" {values['gradient_norm']}; take a lower config.learning_rate and another"
+                    " --workdir"
+                )
             rate = self._rate(step)
             self._write(step, "train", values | {"images_per_second": rate})
             self._progress.show(

@@ -9,23 +9,24 @@ import numpy as np
 
 from alexnet_jax import augment, checkpoint
 from alexnet_jax import model as model_lib
-from alexnet_jax.prepare import load_image
+from alexnet_jax.pictures import load_image
 
 BATCH = 32
+Picture = str | pathlib.Path | np.ndarray
 
 
 def predict(
     workdir: str | pathlib.Path,
-    images: Iterable[str | pathlib.Path | np.ndarray],
+    images: Picture | Iterable[Picture],
     top: int = 5,
 ) -> list[list[tuple[str, float]]]:
     """Name what pictures show, with the best checkpoint of a run.
 
     Args:
       workdir: the directory of a run, finished or not.
-      images: paths of pictures, or uint8 arrays (height, width, 3) or (height, width) of any size.
-        Each is cut and scaled to the stored size of the run's data set and its centre crop is
-        judged.
+      images: paths of pictures, or uint8 arrays (height, width, 3) or (height, width) of any size;
+        one, or any number of them. Each is cut and scaled to the stored size of the run's data set,
+        and its centre crop is judged.
       top: how many classes to name.
 
     Returns:
@@ -36,7 +37,9 @@ def predict(
     """
     config, state, run = checkpoint.load(workdir)
     model = model_lib.from_config(config)
-    if isinstance(images, str | pathlib.Path):
+    if isinstance(images, str | pathlib.Path) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    ):
         images = [images]
 
     @jax.jit

@@ -39,7 +39,6 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.pictures import load_image
 from alexnet_jax.shards import (
     MAX_UNDECODABLE,
     SKIP_REMEDY,
@@ -52,8 +51,6 @@ from alexnet_jax.shards import (
     write_shard,
 )
 from alexnet_jax.sources import Example, Source, open_source
-
-__all__ = ["FORMAT", "load_image", "prepare"]
 
 FORMAT = 1  # of the prepared directory; raised when a reader of the old one would be wrong
 SHARD_BYTES = 128 << 20  # aimed at; small enough to redo, large enough to read fast

@@ -137,10 +137,16 @@ def _run(
     model = model_lib.from_config(config)
     step_of = functools.partial(train_step, model=model, config=config)
     training = parallel.data_parallel(step_of, donate_state=True)
-    lower_rate = parallel.data_parallel(functools.partial(update_plateau, config=config))
+    plateau_of = functools.partial(update_plateau, config=config)
+    lower_rate = parallel.data_parallel(plateau_of, donate_state=True)
     evaluation, ten_crop_evaluation = eval_steps(config)
     batches = data.train_batches(
-        dataset, seed=config.seed, batch_size=config.batch_size, start_step=first
+        dataset,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     with MetricsWriter(
         workdir,
@@ -213,7 +219,8 @@ def _compile(
         f" batches of {config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)"
     )
     began = time.perf_counter()
-    compiled = training.lower(state, parallel.shard(data.blank_batch(dataset, config.batch_size)))
+    blank = data.blank_batch(dataset, config.batch_size // jax.process_count())
+    compiled = training.lower(state, parallel.shard(blank))
     compiled = compiled.compile()
     writer.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
     return compiled
