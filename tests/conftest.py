@@ -1,9 +1,14 @@
-"""What all tests share: forced host devices, and the digits prepared once."""
+"""What all tests share: forced host devices, compiled programs, and the digits prepared once."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Half the time of the tests is compiling, much of it the same programs in another process.
+_cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import pytest
 
