@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from alexnet_jax.conv import conv_general_dilated
 from alexnet_jax.ops import local_response_norm, max_pool
 
 
@@ -100,6 +101,7 @@ class AlexNet(nn.Module):
             dtype=self.dtype,
             kernel_init=self._kernel_init(),
             bias_init=nn.initializers.constant(self.biases[i]),
+            conv_general_dilated=conv_general_dilated,
             name=name,
         )
 

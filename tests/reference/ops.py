@@ -65,3 +65,38 @@ def max_pool_gradient(x, g, window, stride):
         down, right = np.unravel_index(np.argmax(square), square.shape)
         dx[(*lead, row + down, column + right, channel)] += g[(*lead, r, c, channel)]
     return dx
+
+
+def conv(x, kernel, *, stride, padding):
+    """y[n, i, j, o] = sum_{a, b, c} x[n, i s + a - p, j s + b - p, c] kernel[a, b, c, o]."""
+    return sum(
+        np.einsum("nijc,co->nijo", part, kernel[a, b])
+        for (a, b), part in _conv_parts(x, kernel.shape[:2], stride, padding).items()
+    )
+
+
+def conv_gradients(x, kernel, g, *, stride, padding):
+    """Return the gradients of sum(g * conv(x, kernel)) with respect to x and kernel."""
+    dkernel = np.zeros(kernel.shape)
+    places = np.arange(x.size).reshape(x.shape)
+    dx = np.zeros(x.size + 1)  # the last for the padding
+    parts = _conv_parts(x, kernel.shape[:2], stride, padding)
+    where = _conv_parts(places, kernel.shape[:2], stride, padding, fill=x.size)
+    for (a, b), part in parts.items():
+        dkernel[a, b] = np.einsum("nijc,nijo->co", part, g)
+        np.add.at(dx, where[a, b], np.einsum("nijo,co->nijc", g, kernel[a, b]))
+    return dx[:-1].reshape(x.shape), dkernel
+
+
+def _conv_parts(x, window, stride, padding, fill=0):
+    """Return {(a, b): what each window has at (a, b)}."""
+    ring = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    x = np.pad(x, ring, constant_values=fill)
+    rows, columns = ((s - w) // stride + 1 for s, w in zip(x.shape[1:3], window, strict=True))
+    return {
+        (a, b): x[:, a : a + rows * stride : stride, b : b + columns * stride : stride][
+            :, :rows, :columns
+        ]
+        for a in range(window[0])
+        for b in range(window[1])
+    }

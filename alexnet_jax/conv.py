@@ -1,0 +1,94 @@
+"""Convolution whose weight gradient is fast on a CPU."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: tuple[int, int],
+    padding: Any,
+    *,
+    feature_group_count: int = 1,
+    **others: Any,
+) -> jax.Array:
+    """Return `lax.conv_general_dilated` of the same arguments, as flax.linen.Conv calls it.
+
+    The gradient is the same too, but on a CPU the weights' is computed as one matrix product for
+    each position of the kernel, over a view of the images in which the stride is one: XLA's own
+    runs at a third of the speed of its other convolutions, and at a tenth with a stride of 4.
+    Images are NHWC, kernels HWIO; dilations and grouped kernels are left to XLA.
+    """
+
+    def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, feature_group_count=feature_group_count, **others
+        )
+
+    dilations = [others.get(f"{side}_dilation") or (1, 1) for side in ("lhs", "rhs")]
+    if feature_group_count > 1 or any(d != 1 for pair in dilations for d in pair):
+        return plain(lhs, rhs)
+    return _conv(lhs, rhs, plain, tuple(window_strides), tuple(map(tuple, padding)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x, kernel, plain, strides, padding):
+    return plain(x, kernel)
+
+
+def _conv_fwd(x, kernel, plain, strides, padding):
+    return plain(x, kernel), (x, kernel)
+
+
+def _conv_bwd(plain, strides, padding, saved, g):
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
+
+    def by_xla(x, g):
+        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
+
+    dots = partial(_weight_gradient, shape=kernel.shape, strides=strides, padding=padding)
+    return dx, lax.platform_dependent(x, g, cpu=dots, default=by_xla)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _weight_gradient(x, g, *, shape, strides, padding):
+    """dW[i, j] = sum over images and positions of x at (i, j) of its window, times g.
+
+    Pixels are laid out as blocks of stride by stride pixels, their channels side by side: there
+    the stride is 1 and the kernel, filled up to whole blocks, is `blocks` wide.
+    """
+    channels, features = shape[2:]
+    blocks = [-(-k // s) for k, s in zip(shape[:2], strides, strict=True)]
+    outputs = g.shape[1:3]
+    sides = [o - 1 + b for o, b in zip(outputs, blocks, strict=True)]
+    fill = [
+        (low, side * s - size - low, 0)
+        for (low, _), side, s, size in zip(padding, sides, strides, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
+    x = x.reshape(-1, sides[0], strides[0], sides[1], strides[1], channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *sides, strides[0] * strides[1] * channels)
+    everything = ((0, 1, 2), (0, 1, 2))
+    dots = [
+        lax.dot_general(
+            x[:, i : i + outputs[0], j : j + outputs[1]],
+            g,
+            (everything, ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        for i in range(blocks[0])
+        for j in range(blocks[1])
+    ]
+    dw = jnp.stack(dots).reshape(*blocks, *strides, channels, features)
+    dw = dw.transpose(0, 2, 1, 3, 4, 5).reshape(
+        blocks[0] * strides[0], blocks[1] * strides[1], channels, features
+    )
+    return dw[: shape[0], : shape[1]].astype(x.dtype)

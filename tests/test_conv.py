@@ -1,0 +1,88 @@
+"""The convolution's own weight gradient, against sums written out in float64."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.conv import conv_general_dilated
+from tests.reference import ops as reference
+
+# height, width, kernel, stride, padding: AlexNet's conv1 and conv2 among them, and sizes that
+# leave pixels over or cut blocks short
+GEOMETRIES = [
+    (35, 39, 11, 4, 0),
+    (35, 36, 11, 4, 2),
+    (9, 9, 5, 1, 2),
+    (8, 7, 3, 1, 1),
+    (9, 10, 3, 2, 1),
+    (10, 9, 2, 3, 0),
+    (7, 7, 1, 2, 0),
+]
+
+
+def _case(height, width, kernel, channels=3, features=4):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, height, width, channels))
+    return x, rng.normal(size=(kernel, kernel, channels, features)), rng
+
+
+def _layer(kernel, stride, padding, dtype=jnp.float32, groups=1, own=True):
+    return nn.Conv(
+        4,
+        (kernel, kernel),
+        strides=stride,
+        padding=padding,
+        use_bias=False,
+        dtype=dtype,
+        feature_group_count=groups,
+        conv_general_dilated=conv_general_dilated if own else None,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_and_gradients(layer, x, kernel, g):
+    apply = lambda x, kernel: layer.apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+    y, vjp = jax.vjp(apply, x, kernel)
+    return y, *vjp(g.astype(y.dtype))
+
+
+def _relative_error(found, expected):
+    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
+def test_value_and_gradients_agree_with_the_reference(height, width, kernel, stride, padding):
+    x, weights, rng = _case(height, width, kernel)
+    expected = reference.conv(x, weights, stride=stride, padding=padding)
+    g = rng.normal(size=expected.shape)
+    gradients = reference.conv_gradients(x, weights, g, stride=stride, padding=padding)
+    layer = _layer(kernel, stride, padding)
+    found = _value_and_gradients(layer, *(jnp.asarray(a, jnp.float32) for a in (x, weights, g)))
+    for name, a, b in zip(("y", "dx", "dw"), found, (expected, *gradients), strict=True):
+        assert _relative_error(a, b) < 1e-6, name
+
+
+def test_bfloat16_sums_in_float32():
+    x, weights, rng = _case(64, 64, 3)
+    x, weights = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, weights))
+    g = np.asarray(jnp.asarray(rng.normal(size=(2, 64, 64, 4)), jnp.bfloat16), np.float64)
+    _, expected = reference.conv_gradients(x, weights, g, stride=1, padding=1)
+    _, _, found = _value_and_gradients(
+        _layer(3, 1, 1, jnp.bfloat16), *(jnp.asarray(a, jnp.float32) for a in (x, weights, g))
+    )
+    assert _relative_error(found, expected) < 2.0**-8  # one rounding of the result
+
+
+def test_groups_are_left_to_xla():
+    x, weights, rng = _case(9, 9, 3, channels=4)
+    weights = weights[:, :, :2]
+    g = rng.normal(size=(2, 9, 9, 4))
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, weights, g)]
+    found = _value_and_gradients(_layer(3, 1, 1, groups=2), *arrays)
+    plain = _value_and_gradients(_layer(3, 1, 1, groups=2, own=False), *arrays)
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
