@@ -8,7 +8,7 @@ python run.py --mode=predict --workdir=DIR --images=cat.jpg dog.jpg
 import pathlib
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax.errors import InputError
@@ -43,21 +43,21 @@ def _parse(argv: list[str]) -> list[str]:
     """Parse the flags and return what is left of `argv`; raise InputError for whatever fails."""
     from alexnet_jax import config as config_lib
 
-    logging.use_absl_handler()
     try:
         rest = flags.FLAGS(argv)[1:]
         if _CONFIG.value is not None:  # a recipe that could not be loaded raises here
             config_lib.validate(_CONFIG.value)
-    except flags.Error as error:
-        raise InputError(str(error).splitlines()[0]) from None
-    except AttributeError as error:  # an override of a field that the recipe does not have
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # of the flags, of the config, of the recipe's code
         unknown = _unknown_override(argv)
-        if unknown is None:  # the recipe's own code
-            raise InputError(f"--config cannot be loaded: {error}") from None
-        raise config_lib.unknown_field(unknown) from None
-    except (OSError, SyntaxError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise InputError(f"--config cannot be loaded: {lines[-1]}") from None
+        if unknown is not None:
+            raise config_lib.unknown_field(unknown) from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines if isinstance(error, flags.Error) else lines[-1:])
+        if not isinstance(error, flags.Error):
+            reason = f"--config={_recipe(argv)} cannot be loaded: {type(error).__name__}: {reason}"
+        raise InputError(reason) from None
     if rest and _MODE.value != "predict":
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     return rest
@@ -69,7 +69,13 @@ def _unknown_override(argv: list[str]) -> str | None:
 
     names = [a.lstrip("-").partition("=")[0] for a in argv]
     fields = [n.removeprefix("config.") for n in names if n.startswith("config.")]
-    return next((field for field in fields if field not in config_lib.FIELDS), None)
+    groups = {field.rpartition(".")[0] for field in config_lib.FIELDS}
+    return next((f for f in fields if f not in config_lib.FIELDS and f not in groups), None)
+
+
+def _recipe(argv: list[str]) -> str:
+    """Return what the command line gives as --config."""
+    return next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
 
 
 def _dispatch(images: list[str]) -> None:
@@ -90,6 +96,8 @@ def _dispatch(images: list[str]) -> None:
         return
     if not _WORKDIR.value:
         raise InputError(f"--mode={_MODE.value} needs --workdir=DIR")
+    if "://" in _WORKDIR.value:
+        raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "train":
         from alexnet_jax.train import train_and_evaluate
@@ -109,7 +117,7 @@ def _dispatch(images: list[str]) -> None:
     else:
         from alexnet_jax.predict import predict
 
-        paths = _IMAGES.value + images
+        paths = [path for path in _IMAGES.value + images if path]
         if not paths:
             raise InputError("--mode=predict needs --images=PATH...")
         for path, answer in zip(paths, predict(workdir, paths), strict=True):

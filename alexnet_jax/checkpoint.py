@@ -4,11 +4,15 @@ A checkpoint holds one unreplicated copy of the state, so that it can be restore
 devices, and beside it, as JSON, what the state does not say: class names, seconds so far, format.
 """
 
+import contextlib
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
@@ -20,8 +24,8 @@ from alexnet_jax.state import TrainState, abstract_state
 FORMAT = 1
 
 
-def _goodness(metrics: dict[str, float | None]) -> float:
-    error = metrics["top1_error"]
+def _goodness(metrics: dict[str, float | None] | None) -> float:
+    error = metrics["top1_error"] if metrics else None
     return -float("inf") if error is None else -error
 
 
@@ -30,10 +34,14 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
         self.path = workdir / "checkpoints"
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is not a directory; take another --workdir")
         keep = [
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
         ]
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
         self._manager = ocp.CheckpointManager(
             self.path.absolute(),
             item_names=("state", "run"),
@@ -44,29 +52,52 @@ class Checkpoints:
                 create=not read_only,
             ),
         )
+        logging.set_verbosity(verbosity)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._writing():
+                self._manager.close()
+        except InputError:
+            if kind is None:  # else what went wrong first is what counts
+                raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # tensorstore has an exception of its own for each back end
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"cannot write {self.path} ({reason}): make room there; the same command continues"
+            ) from error
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
         """Begin to save the unreplicated `state`, and `run` as JSON.
 
         `run["validation"]` holds the metrics of this step, or None if it was not evaluated.
+        Raises InputError where this save or the one before it cannot be written.
         """
-        if step in self._manager.all_steps():  # saved before its evaluation was interrupted
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                run=ocp.args.JsonSave(run | {"format": FORMAT}),
-            ),
-            # Always given, for orbax warns of a save without metrics.
-            metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
-        )
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.path).free
+        if needed > free:  # known beforehand, orbax's threads need not fail one by one
+            raise InputError(
+                f"cannot write {self.path}: a checkpoint needs {needed / 1e6:,.0f} MB, free are"
+                f" {free / 1e6:,.0f} MB: make room there; the same command continues"
+            )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    run=ocp.args.JsonSave(run | {"format": FORMAT}),
+                ),
+                # Always given, for orbax warns of a save without metrics.
+                metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
+            )
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
@@ -74,6 +105,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Return the step with the lowest validation error; the newest if none was evaluated."""
+        with self._writing():
+            self._manager.wait_until_finished()  # one in flight has no metrics yet
         steps = self._manager.all_steps()
         return max(steps, key=lambda s: (_goodness(self._manager.metrics(s)), s), default=None)
 
@@ -83,6 +116,9 @@ class Checkpoints:
         Args:
           step: one that `latest` or `best` returned, or any other that is kept.
           abstract: the state's tree of jax.ShapeDtypeStruct.
+
+        Raises:
+          InputError: there is no checkpoint of `step`, or it is damaged or of another format.
         """
         if step not in self._manager.all_steps():
             kept = ", ".join(str(s) for s in self._manager.all_steps())
@@ -91,12 +127,21 @@ class Checkpoints:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
         )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore()
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore()
+                ),
+            )
+            if restored.run["format"] != FORMAT:
+                raise ValueError(f"format {restored.run['format']}, this version reads {FORMAT}")
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"{self.path / str(step)} cannot be restored ({reason}); remove that directory to"
+                " go on from the checkpoint before it"
+            ) from error
         return restored.state, restored.run
 
 
@@ -111,6 +156,8 @@ def load(
     config = config_lib.load(workdir / "config.json")
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+    if not isinstance(step, int) and step not in ("best", "latest"):
+        raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {"best": checkpoints.best(), "latest": checkpoints.latest()}.get(str(step), step)
         if number is None:

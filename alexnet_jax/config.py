@@ -64,7 +64,11 @@ FIELDS = {
     "seed": _integer(0),
     "batch_size": _integer(1),
     "num_epochs": _integer(1),
-    "num_steps": Field((int, type(None)), lambda v: v is None or v >= 1, "None or at least 1"),
+    "num_steps": Field(
+        (int, type(None)),
+        lambda v: v is None or v >= 1,
+        "an integer of at least 1; where it is not given num_epochs counts",
+    ),
     "dtype": _choice("float32", "bfloat16"),
     "parallel": _choice("pmap"),
     "learning_rate": _number(0, open_low=True),
@@ -160,7 +164,7 @@ def validate(config: ConfigDict) -> None:
         right_type = isinstance(value, field.type) or (field.type is float and type(value) is int)
         if isinstance(value, bool) and field.type is not bool:
             right_type = False
-        if not right_type or not field.accepts(value):
+        if not right_type or not _accepted(field, value):
             raise InputError(f"config.{name}={value!r}: expected {field.expected}")
     if config.augment.crop > config.dataset.image_size:
         raise InputError(
@@ -169,6 +173,13 @@ def validate(config: ConfigDict) -> None:
         )
     _validate_groups(config.model)
     _validate_geometry(config.model, config.augment.crop)
+
+
+def _accepted(field: Field, value: Any) -> bool:
+    try:
+        return field.accepts(value)
+    except (TypeError, OverflowError):  # a tuple of what cannot be compared, 10**400
+        return False
 
 
 def _validate_groups(model: ConfigDict) -> None:

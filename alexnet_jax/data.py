@@ -46,6 +46,11 @@ class Dataset:
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
 
+    @property
+    def identity(self) -> str:
+        """The hash of the pictures and of how they are stored, wherever they lie."""
+        return self.path.name.rpartition("-")[2]
+
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Opens the directory that `prepare` returned.

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment, checkpoint, data, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
+from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import prepare
 from alexnet_jax.signals import StopRequest
-from alexnet_jax.state import TrainState, check_classes
+from alexnet_jax.state import TrainState
 
 
 def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -135,15 +136,22 @@ def evaluate_checkpoint(
     trained, state, run = checkpoint.load(workdir)
     if config is None:
         config = trained
-    config_lib.refuse_changes(trained, config, workdir, only=("model.", "augment."))
-    parallel.check_batch_size(config.batch_size)
+    config_lib.refuse_changes(
+        trained, config, workdir, only=("model.", "augment.", "dataset.image_size", "dtype")
+    )
     dataset = data.open_dataset(prepare(config.dataset))
-    check_classes(config, dataset)
+    if list(dataset.class_names) != run["class_names"]:
+        raise InputError(
+            f"{workdir} was trained on the classes {', '.join(run['class_names'][:5])}, ...; those"
+            f" of {config.dataset.name!r} are {', '.join(dataset.class_names[:5])}, ..."
+        )
+    # Errors do not depend on the batch, so any number of devices will do.
+    batch_size = parallel.round_up(config.batch_size)
     replicated = parallel.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
     with StopRequest() as stop:
         for prefix, step in zip(("", "ten_crop_"), eval_steps(trained), strict=True):
-            metrics = evaluate(step, replicated, dataset, config.batch_size, stop)
+            metrics = evaluate(step, replicated, dataset, batch_size, stop)
             if metrics is None:
                 return None
             result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}

@@ -1,11 +1,12 @@
 """What a run says: metrics.jsonl, TensorBoard events, and a line of progress on the terminal."""
 
+import collections
 import json
 import math
 import pathlib
 import sys
 import time
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -25,7 +26,7 @@ WINDOW = 100  # steps over which images per second are averaged
 
 
 class MetricsWriter:
-    """Writer of one run's metrics, continued from `start_step`.
+    """Writer of one run's metrics, continued from `start_step`, `evaluated` already or not.
 
     Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
     `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
@@ -38,6 +39,7 @@ class MetricsWriter:
         workdir: pathlib.Path,
         *,
         start_step: int,
+        evaluated: bool,
         num_steps: int,
         batch_size: int,
         examples_per_epoch: int,
@@ -46,10 +48,11 @@ class MetricsWriter:
         self._examples = batch_size, examples_per_epoch
         self._log_every_steps = log_every_steps
         self._num_steps = num_steps
-        self._lines = _continue_lines(workdir / "metrics.jsonl", start_step).open("a")
+        self._lines = _continue_lines(workdir / "metrics.jsonl", start_step, evaluated)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._progress = _Progress(start_step, num_steps)
         self._pending: tuple[int, Any] | None = None
+        self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
         self.resume_clock(start_step)
 
     def __enter__(self) -> Self:
@@ -62,7 +65,8 @@ class MetricsWriter:
 
     def resume_clock(self, step: int) -> None:
         """Start to measure images per second anew, after something that was not training."""
-        self._clock = step, time.perf_counter()
+        self._clock.clear()
+        self._clock.append((step, time.perf_counter()))
 
     def train(self, step: int, metrics: dict[str, Any]) -> None:
         """Take the metrics of `step`, still on the devices, and write those of the step before.
@@ -80,16 +84,11 @@ class MetricsWriter:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
+        # Replicated over the devices: the first one's copy.
+        values = {name: float(metrics[name][0]) for name in TRAIN_METRICS}
+        rate = self._rate(step)
+        _refuse_infinite(step, "train", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):
-            # Replicated over the devices: the first one's copy.
-            values = {name: float(metrics[name][0]) for name in TRAIN_METRICS}
-            if not math.isfinite(values["loss"] + values["gradient_norm"]):
-                raise InputError(
-                    f"step {step}: the loss is {values['loss']}, the norm of the gradient"
-                    f" {values['gradient_norm']}; take a lower config.learning_rate and another"
-                    " --workdir"
-                )
-            rate = self._rate(step)
             self._write(step, "train", values | {"images_per_second": rate})
             self._progress.show(
                 step,
@@ -98,15 +97,17 @@ class MetricsWriter:
             )
 
     def _rate(self, step: int) -> float:
-        """Return images per second since the last pause, or the last WINDOW steps."""
-        since, start = self._clock
-        now = time.perf_counter()
-        if step - since >= WINDOW:
-            self._clock = step, now
+        """Return images per second over the last WINDOW steps, or since the last pause."""
+        (since, start), now = self._clock[0], time.perf_counter()
+        self._clock.append((step, now))
         return (step - since) * self._examples[0] / (now - start)
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the metrics of an evaluation and print them as a line of their own."""
+        """Write the metrics of an evaluation and print them as a line of their own.
+
+        Raises InputError where they are not finite.
+        """
+        _refuse_infinite(step, "val", metrics)
         self._write(step, "val", metrics)
         epoch = step * self._examples[0] / self._examples[1]
         self._progress.say(
@@ -164,17 +165,33 @@ class _Progress:
         self._bar.close()
 
 
-def _continue_lines(path: pathlib.Path, last_step: int) -> pathlib.Path:
-    """Drop from the JSON lines in `path` those of steps after `last_step`, and a torn last line."""
+def _refuse_infinite(step: int, split: str, values: dict[str, float]) -> None:
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        list_ = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise InputError(
+            f"step {step}, {split}: {list_}; take a lower config.learning_rate and another"
+            " --workdir (the checkpoints so far are kept)"
+        )
+
+
+def _continue_lines(path: pathlib.Path, last_step: int, evaluated: bool) -> TextIO:
+    """Open the JSON lines in `path` for more, without those of what will be run again.
+
+    These are the steps after `last_step` and, unless `evaluated`, its evaluation; a line torn by a
+    crash goes too.
+    """
+
+    def stays(line: str) -> bool:
+        try:
+            step, split = (json.loads(line)[name] for name in ("step", "split"))
+            return step < last_step or step == last_step and (split == "train" or evaluated)
+        except (ValueError, KeyError, TypeError):
+            return False
+
     if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= last_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(kept))
+        scratch.write_text("".join(filter(stays, lines)))
         scratch.replace(path)
-    return path
+    return path.open("a")

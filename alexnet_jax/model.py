@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from alexnet_jax.config import CONV_LAYERS
 from alexnet_jax.conv import conv_general_dilated
 from alexnet_jax.ops import local_response_norm, max_pool
 
@@ -20,7 +21,8 @@ class AlexNet(nn.Module):
     conv3 and conv4 by ReLU, conv5 by ReLU and pooling, fc6 and fc7 by ReLU and dropout. With the
     defaults and one column: 62,378,344 parameters, 659,272 activations.
 
-    The attributes are the fields of `config.model` (alexnet_jax/config.py) and
+    The attributes are the fields of `config.model` (configs/alexnet.py says what they mean, and
+    differs in `dropout_scaling`) and
 
       dtype: the type the layers compute in. Parameters, LRN's denominators and the logits are
         float32 whatever it is.
@@ -75,7 +77,7 @@ class AlexNet(nn.Module):
           the 'intermediates' collection if it is made mutable.
         """
         x = (images * self.input_scale).astype(self.dtype)
-        for i, name in enumerate(("conv1", "conv2", "conv3", "conv4", "conv5")):
+        for i, name in enumerate(CONV_LAYERS):
             x = self._conv(i, name)(x)
             x = self._note(f"relu{i + 1}", nn.relu(x))
             if name in self.lrn["layers"]:

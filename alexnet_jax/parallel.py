@@ -1,7 +1,7 @@
 """Devices: one function over all of them, state on each, batches dealt out.
 
-Nothing else in the package knows how many devices there are: the functions given to `data_parallel`
-see one device's share of the batch and the axis name `AXIS`.
+The functions given to `data_parallel` see one device's share of the batch and the axis name `AXIS`;
+they do not depend on how many devices there are.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,16 @@ def check_batch_size(batch_size: int) -> None:
             f"config.batch_size={batch_size} cannot be divided over {devices} devices;"
             f" take {' or '.join(options)}"
         )
+
+
+def round_up(batch_size: int) -> int:
+    """Return the next batch size that all devices get equal shares of."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
+def devices() -> str:
+    """Return number and kind of the devices for people."""
+    return f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
 
 
 def data_parallel(function: Callable, *, donate_state: bool = False) -> Callable:

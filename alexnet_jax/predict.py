@@ -1,5 +1,6 @@
 """Class names and probabilities of pictures, by the network of a run."""
 
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,12 +13,12 @@ from alexnet_jax import model as model_lib
 from alexnet_jax.pictures import load_image
 
 BATCH = 32
-Picture = str | pathlib.Path | np.ndarray
+Path = str | os.PathLike[str]
 
 
 def predict(
     workdir: str | pathlib.Path,
-    images: Picture | Iterable[Picture],
+    images: Path | np.ndarray | Iterable[Path | np.ndarray],
     top: int = 5,
 ) -> list[list[tuple[str, float]]]:
     """Name what pictures show, with the best checkpoint of a run.
@@ -37,10 +38,8 @@ def predict(
     """
     config, state, run = checkpoint.load(workdir)
     model = model_lib.from_config(config)
-    if isinstance(images, str | pathlib.Path) or (
-        isinstance(images, np.ndarray) and images.ndim < 4
-    ):
-        images = [images]
+    one = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 4) < 4
+    pictures: Any = [images] if one else images
 
     @jax.jit
     def probabilities(images: jax.Array) -> jax.Array:
@@ -48,10 +47,10 @@ def predict(
         logits: Any = model.apply({"params": state.params}, crops)
         return jax.nn.softmax(logits)
 
-    pictures = [load_image(image, config.dataset.image_size) for image in images]
+    squares = [load_image(picture, config.dataset.image_size) for picture in pictures]
     answers = []
-    for start in range(0, len(pictures), BATCH):
-        batch = np.stack(pictures[start : start + BATCH])
+    for start in range(0, len(squares), BATCH):
+        batch = np.stack(squares[start : start + BATCH])
         answers += [_best(row, run["class_names"], top) for row in np.asarray(probabilities(batch))]
     return answers
 

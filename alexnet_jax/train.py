@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -27,6 +29,17 @@ from alexnet_jax.state import (
     check_classes,
     initial_state,
     step_key,
+)
+
+# Beside `step`, what result.json holds.
+RESULT = (
+    "epoch",
+    "best_step",
+    "top1_error",
+    "top5_error",
+    "ten_crop_top1_error",
+    "ten_crop_top5_error",
+    "seconds",
 )
 
 
@@ -94,52 +107,66 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
       InputError: the data, the devices or the run in `workdir` do not fit the config.
     """
     parallel.check_batch_size(config.batch_size)
-    if (workdir / "config.json").exists():
-        config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
+    _check_workdir(workdir, config)
     dataset = data.open_dataset(prepare(config.dataset))
     check_classes(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
-    config_lib.save(config, workdir / "config.json")
-
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
-        return _run(config, workdir, dataset, checkpoints, stop)
+        state, run = _begin(config, workdir, dataset, checkpoints)
+        config_lib.save(config, workdir / "config.json")
+        num_steps = total_steps(config, dataset.num_train)
+        if int(state.step) == num_steps and (result := _finished(workdir, num_steps)):
+            return result
+        (workdir / "result.json").unlink(missing_ok=True)  # of a run that is being made longer
+
+        began = time.perf_counter() - run["seconds"]
+        state = parallel.replicate(state)
+        state = _train(config, workdir, dataset, checkpoints, stop, state, run, began)
+        ten_crops = None
+        if not stop.requested:
+            _, ten_crop_evaluation = eval_steps(config)
+            ten_crops = evaluate(ten_crop_evaluation, state, dataset, config.batch_size, stop)
+        if ten_crops is None:
+            step = int(state.step[0])
+            print(
+                f"stopped at step {step} of {num_steps}; the same command continues",
+                file=sys.stderr,
+            )
+            return None
+        result = {
+            "step": num_steps,
+            "epoch": num_steps * config.batch_size / dataset.num_train,
+            "best_step": checkpoints.best(),
+            "top1_error": run["validation"]["top1_error"],
+            "top5_error": run["validation"]["top5_error"],
+            "ten_crop_top1_error": ten_crops["top1_error"],
+            "ten_crop_top5_error": ten_crops["top5_error"],
+            "seconds": time.perf_counter() - began,
+        }
+    config_lib.write_json(result, workdir / "result.json")
+    return result
 
 
-def _run(
+def _train(
     config: ConfigDict,
     workdir: pathlib.Path,
     dataset: data.Dataset,
     checkpoints: checkpoint.Checkpoints,
     stop: StopRequest,
-) -> dict[str, Any] | None:
-    began = time.perf_counter()
-    num_steps = total_steps(config, dataset.num_train)
-    run: dict[str, Any] = {
-        "class_names": list(dataset.class_names),
-        "seconds": 0.0,
-        "validation": None,  # the metrics of this very step, where it was evaluated
-    }
-    first = checkpoints.latest()
-    if first is None:
-        first, state = 0, initial_state(config, dataset)
-    else:
-        state, run = checkpoints.restore(first, abstract_state(config))
-    if first > num_steps:
-        raise InputError(
-            f"{workdir} is at step {first} already, beyond the {num_steps} of this command;"
-            " raise config.num_steps or config.num_epochs, or take another --workdir"
-        )
-    if first == num_steps and (workdir / "result.json").exists():
-        return json.loads((workdir / "result.json").read_text())
+    state: TrainState,
+    run: dict[str, Any],
+    began: float,
+) -> TrainState:
+    """Take the steps that are left, evaluating and saving in between, and return the last state.
 
-    seconds_before = run["seconds"]
-    state = parallel.replicate(state)
-    model = model_lib.from_config(config)
-    step_of = functools.partial(train_step, model=model, config=config)
-    training = parallel.data_parallel(step_of, donate_state=True)
+    `state` is replicated and donated. `run`, the JSON of the checkpoint, is kept up to date: its
+    `validation` holds the metrics of the last step, unless `stop` came before its evaluation.
+    """
+    first, num_steps = int(state.step[0]), total_steps(config, dataset.num_train)
+    evaluation, _ = eval_steps(config)
     plateau_of = functools.partial(update_plateau, config=config)
     lower_rate = parallel.data_parallel(plateau_of, donate_state=True)
-    evaluation, ten_crop_evaluation = eval_steps(config)
+    training: Any = _compiled_step(config, dataset, state) if first < num_steps else None
     batches = data.train_batches(
         dataset,
         seed=config.seed,
@@ -151,87 +178,120 @@ def _run(
     with MetricsWriter(
         workdir,
         start_step=first,
+        evaluated=run["validation"] is not None,
         num_steps=num_steps,
         batch_size=config.batch_size,
         examples_per_epoch=dataset.num_train,
         log_every_steps=config.log_every_steps,
     ) as writer:
-        if first < num_steps:
-            training = _compile(training, state, config, dataset, writer)
         for step in range(first, num_steps + 1):
             if step > first:
                 state, metrics = training(state, parallel.shard(next(batches)))
                 writer.train(step, metrics)
                 run["validation"] = None
 
-            evaluated = False
-            if not run["validation"] and evaluation_due(config, step, dataset.num_train, num_steps):
+            period_ends = evaluation_due(config, step, dataset.num_train)
+            if run["validation"] is None and (period_ends or step == num_steps):
                 writer.flush()
-                rate = config.learning_rate * float(state.plateau.scale[0])
-                validation = evaluate(evaluation, state, dataset, config.batch_size, stop)
-                if validation is not None:
-                    run["validation"], evaluated = validation, True
-                    writer.validation(step, validation | {"learning_rate": rate})
-                    top1_error = jnp.float32(validation["top1_error"])
-                    state = lower_rate(state, parallel.replicate(top1_error))
+                run["validation"] = evaluate(evaluation, state, dataset, config.batch_size, stop)
+                if run["validation"] is not None:
+                    writer.validation(step, run["validation"] | _learning_rate(config, state))
+                    if period_ends:  # an end in between must not count when a run is made longer
+                        error = jnp.float32(run["validation"]["top1_error"])
+                        state = lower_rate(state, parallel.replicate(error))
                 writer.resume_clock(step)
 
-            due = stop.requested or step % config.checkpoint_every_steps == 0
-            if evaluated or (due and step > first):
+            due = run["validation"] is not None or step % config.checkpoint_every_steps == 0
+            if step > first and (due or stop.requested):
                 writer.flush()
-                run["seconds"] = seconds_before + time.perf_counter() - began
+                run["seconds"] = time.perf_counter() - began
                 checkpoints.save(step, parallel.unreplicate(state), run)
                 writer.resume_clock(step)
             if stop.requested:
-                writer.say(f"stopped at step {step} of {num_steps}; the same command continues")
-                return None
-
-        ten_crops = evaluate(ten_crop_evaluation, state, dataset, config.batch_size, stop)
-        if ten_crops is None:
-            writer.say("stopped in the last evaluation; the same command continues")
-            return None
-    result = {
-        "step": num_steps,
-        "epoch": num_steps * config.batch_size / dataset.num_train,
-        "best_step": checkpoints.best(),
-        "top1_error": run["validation"]["top1_error"],
-        "top5_error": run["validation"]["top5_error"],
-        "ten_crop_top1_error": ten_crops["top1_error"],
-        "ten_crop_top5_error": ten_crops["top5_error"],
-        "seconds": seconds_before + time.perf_counter() - began,
-    }
-    config_lib.write_json(result, workdir / "result.json")
-    return result
+                break
+    return state
 
 
-def _compile(
-    training: Any,
-    state: TrainState,
+def _begin(
     config: ConfigDict,
+    workdir: pathlib.Path,
     dataset: data.Dataset,
-    writer: MetricsWriter,
-) -> Any:
+    checkpoints: checkpoint.Checkpoints,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state to go on from, on one device, and the JSON that goes into checkpoints."""
+    run: dict[str, Any] = {
+        "class_names": list(dataset.class_names),
+        "data": dataset.identity,
+        "seconds": 0.0,
+        "validation": None,  # the metrics of the checkpoint's step, where it was evaluated
+    }
+    latest = checkpoints.latest()
+    if latest is None:
+        return initial_state(config, dataset), run
+    state, saved = checkpoints.restore(latest, abstract_state(config))
+    if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
+        raise InputError(
+            f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"
+            f" (data set {saved['data']}, now {run['data']}); take another --workdir"
+        )
+    num_steps = total_steps(config, dataset.num_train)
+    if latest > num_steps:
+        raise InputError(
+            f"{workdir} is at step {latest} already, beyond the {num_steps} of this command;"
+            " raise config.num_steps or config.num_epochs, or take another --workdir"
+        )
+    return state, saved
+
+
+def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raise InputError unless a run of `config` can begin or go on in `workdir`."""
+    existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--workdir={workdir} cannot be made or written: see {existing}")
+    if (workdir / "config.json").exists():
+        config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
+    elif (workdir / "checkpoints").exists():
+        raise InputError(f"{workdir} has checkpoints but no config.json; take another --workdir")
+
+
+def _finished(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:
+    """Return the result of a run that ended at `num_steps`, if it is there and whole."""
+    try:
+        result = json.loads((workdir / "result.json").read_text())
+        whole = result["step"] == num_steps and all(result[n] is not None for n in RESULT)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return result if whole else None
+
+
+def _compiled_step(config: ConfigDict, dataset: data.Dataset, state: TrainState) -> Any:
     """Compile the training step before the first batch, so that it is not timed as training."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(parallel.unreplicate(state.params)))
-    writer.say(
+    parameters = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(state.params))
+    print(
         f"{dataset.num_train:,} training and {dataset.num_val:,} validation pictures of"
         f" {len(dataset.class_names)} classes; {parameters:,} parameters;"
-        f" batches of {config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)"
+        f" batches of {config.batch_size} on {parallel.devices()}",
+        file=sys.stderr,
     )
     began = time.perf_counter()
+    step = functools.partial(train_step, model=model_lib.from_config(config), config=config)
     blank = data.blank_batch(dataset, config.batch_size // jax.process_count())
-    compiled = training.lower(state, parallel.shard(blank))
-    compiled = compiled.compile()
-    writer.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+    training: Any = parallel.data_parallel(step, donate_state=True)
+    compiled = training.lower(state, parallel.shard(blank)).compile()
+    print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return compiled
 
 
-def evaluation_due(config: ConfigDict, step: int, num_train: int, num_steps: int) -> bool:
-    """Return whether `step` is the last, or completes another `config.eval_every_epochs` epochs."""
+def _learning_rate(config: ConfigDict, state: TrainState) -> dict[str, float]:
+    scale = parallel.unreplicate(state.plateau.scale)
+    return {"learning_rate": float(config.learning_rate * scale)}
+
+
+def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:
+    """Return whether `step` completes another `config.eval_every_epochs` epochs."""
     period = num_train * config.eval_every_epochs
     seen = step * config.batch_size
-    completes = seen // period > (seen - config.batch_size) // period
-    return step > 0 and (completes or step == num_steps)
+    return step > 0 and seen // period > (seen - config.batch_size) // period
 
 
 def total_steps(config: ConfigDict, num_train: int) -> int:

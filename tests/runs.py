@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -23,10 +24,15 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
-    """Start `python run.py` with `arguments`."""
+def start(*arguments: str, devices: int = 1, largest_file: int | None = None) -> subprocess.Popen:
+    """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     return subprocess.Popen(
-        [sys.executable, "run.py", *arguments],
+        preexec_fn=limit if largest_file else None,
+        args=[sys.executable, "run.py", *arguments],
         cwd=ROOT,
         env=environment(devices),
         text=True,
@@ -35,9 +41,9 @@ def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
     )
 
 
-def run(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
-    """Run `python run.py` with `arguments` to its end."""
-    process = start(*arguments, devices=devices)
+def run(*arguments: str, **options: int) -> subprocess.CompletedProcess:
+    """Run `python run.py` with `arguments` to its end; `options` as for `start`."""
+    process = start(*arguments, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 

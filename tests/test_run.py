@@ -18,7 +18,11 @@ from tests import runs
         (["--config.model.dropout=2"], "config.model.dropout=2.0: expected"),
         (["--config.dataset.name=cifarr10"], "cifar10"),
         (["--config.batch_size=7"], "batch_size=7 cannot be divided over 2 devices; take 6 or 8"),
+        (["--config.foo.bar=1"], "no field 'foo.bar'"),
+        (["--config.model.cross_layers=([1],)"], "config.model.cross_layers="),
         (["--config=configs/none.py"], "configs/none.py"),
+        (["--config={tmp}/bad.py"], "ZeroDivisionError"),
+        (["--workdir=gs://bucket/run"], "gs://bucket/run"),
         (["--mode=fly"], "train|evaluate|predict|summary|prepare"),
         (["--mode=predict"], "--images"),
         (["--mode=evaluate"], "not a run directory"),
@@ -27,6 +31,8 @@ from tests import runs
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     workdir = tmp_path / "run"
+    (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     done = runs.run(*runs.TINY, f"--workdir={workdir}", *arguments, devices=2)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -41,7 +47,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
         *runs.TINY, f"--workdir={tmp_path / 'run'}", f"--config.dataset.data_dir={data_dir}"
     )
     assert done.returncode == 2
-    assert str(tmp_path / "run") in done.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"error: --workdir={tmp_path}/run cannot be made [^\n]+\n", done.stderr)
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -96,7 +102,24 @@ def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
 
     done = runs.run("--mode=predict", f"--workdir={workdir}", f"--images={tmp_path / 'no.png'}")
     assert done.returncode == 2
-    assert "no.png" in done.stderr
+    assert re.fullmatch(r"error: [^\n]+no.png[^\n]+\n", done.stderr)
+
+
+def test_a_full_disk_in_training_is_one_line_and_loses_nothing(tmp_path, data_dir):
+    command = [
+        *runs.TINY,
+        f"--workdir={tmp_path}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=3",
+        "--config.checkpoint_every_steps=1",
+    ]
+    # No file larger than 40 kB: the state has 62 kB in its mean image alone.
+    done = runs.run(*command, largest_file=40_000)
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"error: cannot write {tmp_path}/checkpoints [^\n]+\n$", done.stderr)
+    done = runs.run(*command)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3]
 
 
 def test_prepare_says_where_the_data_set_is(tmp_path):
