@@ -60,18 +60,13 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 def prepare(dataset: ml_collections.ConfigDict) -> pathlib.Path:
     """The directory of the prepared set of `config.dataset`, made first if it is not there.
 
+    Args:
+      dataset: `config.dataset`, valid (config.validate).
+
     Raises:
-      InputError: a field out of range, no such source, a picture that cannot be decoded, or a
+      InputError: no such source, a picture that cannot be decoded, or a
         data_dir that cannot be written or is full. Nothing half-written stays.
     """
-    for good, message in (
-        (dataset.image_size >= 1, f"image_size={dataset.image_size} must be at least 1"),
-        (dataset.encoding in ("jpeg", "raw"), f"encoding={dataset.encoding!r}: jpeg or raw"),
-        (1 <= dataset.jpeg_quality <= 100, f"jpeg_quality={dataset.jpeg_quality}: 1 to 100"),
-        (dataset.on_error in ("raise", "skip"), f"on_error={dataset.on_error!r}: raise or skip"),
-    ):
-        if not good:
-            raise InputError(f"--config.dataset.{message}")
     source = open_source(dataset)
     identity = {
         "format": FORMAT,

@@ -49,15 +49,18 @@ class PixelSums:
 
     @classmethod
     def zeros(cls, size: int) -> "PixelSums":
+        """Sums over no pictures of size x size."""
         return cls(np.zeros((size, size, 3), np.uint64), np.zeros((3, 3), np.int64))
 
     def add(self, image: np.ndarray) -> None:
+        """Counts in one picture, uint8 (S, S, 3)."""
         self.pixels += image
         flat = image.reshape(-1, 3).astype(np.float64)  # sums stay below 2**53: exact
         self.products += (flat.T @ flat).astype(np.int64)
         self.count += 1
 
     def merge(self, other: "PixelSums") -> None:
+        """Counts in all pictures of `other`."""
         self.pixels += other.pixels
         self.products += other.products
         self.count += other.count

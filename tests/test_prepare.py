@@ -572,15 +572,6 @@ def test_tfds_failures_are_one_line_with_the_remedy(tmp_path, name, message, cap
 # --- fields, disks, kills ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("image_size", 0), ("encoding", "bmp"), ("jpeg_quality", 101), ("on_error", "ignore")],
-)
-def test_field_out_of_range_is_named(tmp_path, folder, field, value):
-    with pytest.raises(InputError, match=rf"--config\.dataset\.{field}="):
-        prepare(config(tmp_path, path=folder, **{field: value}))
-
-
 def test_file_in_the_way_of_data_dir_is_refused(tmp_path, folder):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"file/data .*--config\.dataset\.data_dir"):
