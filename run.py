@@ -11,7 +11,13 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.predict import predict
+from alexnet_jax.prepare import prepare
+from alexnet_jax.summary import summary
+from alexnet_jax.train import train_and_evaluate
 
 MODES = ("train", "evaluate", "predict", "summary", "prepare")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
@@ -41,8 +47,6 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags and return what is left of `argv`; raise InputError for whatever fails."""
-    from alexnet_jax import config as config_lib
-
     try:
         rest = flags.FLAGS(argv)[1:]
         if _CONFIG.value is not None:  # a recipe that could not be loaded raises here
@@ -65,8 +69,6 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _unknown_override(argv: list[str]) -> str | None:
     """Return the first field among the overrides on the command line that no config has."""
-    from alexnet_jax import config as config_lib
-
     names = [a.lstrip("-").partition("=")[0] for a in argv]
     fields = [n.removeprefix("config.") for n in names if n.startswith("config.")]
     groups = {field.rpartition(".")[0] for field in config_lib.FIELDS}
@@ -85,13 +87,9 @@ def _dispatch(images: list[str]) -> None:
             f"--mode={_MODE.value} needs --config, such as --config=configs/alexnet.py"
         )
     if _MODE.value == "summary":
-        from alexnet_jax.summary import summary
-
         print(summary(config))
         return
     if _MODE.value == "prepare":
-        from alexnet_jax.prepare import prepare
-
         print(f"prepared data set: {prepare(config.dataset)}")
         return
     if not _WORKDIR.value:
@@ -100,8 +98,6 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "train":
-        from alexnet_jax.train import train_and_evaluate
-
         result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
@@ -109,14 +105,9 @@ def _dispatch(images: list[str]) -> None:
                 " metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
     elif _MODE.value == "evaluate":
-        from alexnet_jax.evaluate import evaluate_checkpoint
-
         result = evaluate_checkpoint(workdir, config)
-        if result is not None:
-            print(f"{workdir}: {_errors(result)}")
+        print(f"{workdir}: {_errors(result)}" if result else "stopped")
     else:
-        from alexnet_jax.predict import predict
-
         paths = [path for path in _IMAGES.value + images if path]
         if not paths:
             raise InputError("--mode=predict needs --images=PATH...")

@@ -18,9 +18,10 @@ def get_config() -> ConfigDict:
     """Return the recipe."""
     config = alexnet.get_config()
     config.batch_size = 64
-    config.num_epochs = 20
+    config.num_epochs = 24
     config.checkpoint_every_steps = 100
     config.eval_every_epochs = 2
+    config.plateau.patience = 2
 
     config.model.num_classes = 10
     config.model.features = (32, 64, 96, 96, 64)
