@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 
@@ -26,13 +25,11 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def start(*arguments: str, devices: int = 1, largest_file: int | None = None) -> subprocess.Popen:
     """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
+    command = [sys.executable, "run.py", *arguments]
+    if largest_file is not None:  # not by preexec_fn, for JAX's threads do not bear a fork
+        command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
     return subprocess.Popen(
-        preexec_fn=limit if largest_file else None,
-        args=[sys.executable, "run.py", *arguments],
+        command,
         cwd=ROOT,
         env=environment(devices),
         text=True,
