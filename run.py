@@ -51,6 +51,8 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)[1:]
         if _CONFIG.value is not None:  # a recipe that could not be loaded raises here
             config_lib.validate(_CONFIG.value)
+        elif recipe := _recipe(argv):
+            raise InputError(f"--config={recipe}: its get_config() returns nothing")
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of the flags, of the config, of the recipe's code
@@ -76,8 +78,10 @@ def _unknown_override(argv: list[str]) -> str | None:
 
 
 def _recipe(argv: list[str]) -> str:
-    """Return what the command line gives as --config."""
-    return next((a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")), "")
+    """Return what the command line gives as --config; '' where it gives none."""
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    names = [word.lstrip("-") if word.startswith("-") else "" for word in words]
+    return words[names.index("config") + 1] if "config" in names[:-1] else ""
 
 
 def _dispatch(images: list[str]) -> None:

@@ -42,17 +42,25 @@ class Checkpoints:
         ]
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
-        self._manager = ocp.CheckpointManager(
-            self.path.absolute(),
-            item_names=("state", "run"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                best_fn=_goodness,
-                read_only=read_only,
-                create=not read_only,
-            ),
-        )
-        logging.set_verbosity(verbosity)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.path.absolute(),
+                item_names=("state", "run"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                    best_fn=_goodness,
+                    read_only=read_only,
+                    create=not read_only,
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path} holds a damaged checkpoint ({reason}); remove the directory of the"
+                " step whose metrics/metrics is no JSON"
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +96,11 @@ class Checkpoints:
                 f"cannot write {self.path}: a checkpoint needs {needed / 1e6:,.0f} MB, free are"
                 f" {free / 1e6:,.0f} MB: make room there; the same command continues"
             )
+        kept = self._manager.all_steps()
+        if step in kept:  # saved when a stop came before its evaluation, which is made up now
+            if len(kept) == 1:
+                return  # never without a checkpoint, even for a moment
+            self._manager.delete(step)
         with self._writing():
             self._manager.save(
                 step,
@@ -156,7 +169,7 @@ def load(
     config = config_lib.load(workdir / "config.json")
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; train it first")
-    if not isinstance(step, int) and step not in ("best", "latest"):
+    if isinstance(step, str) and step not in ("best", "latest"):
         raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {"best": checkpoints.best(), "latest": checkpoints.latest()}.get(str(step), step)

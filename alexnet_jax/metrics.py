@@ -190,8 +190,8 @@ def _continue_lines(path: pathlib.Path, last_step: int, evaluated: bool) -> Text
             return False
 
     if path.exists():
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        lines = path.read_text(errors="replace").splitlines()
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(filter(stays, lines)))
+        scratch.write_text("".join(line + "\n" for line in filter(stays, lines)))
         scratch.replace(path)
     return path.open("a")

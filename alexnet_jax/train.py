@@ -190,19 +190,21 @@ def _train(
                 writer.train(step, metrics)
                 run["validation"] = None
 
+            evaluated = False
             period_ends = evaluation_due(config, step, dataset.num_train)
             if run["validation"] is None and (period_ends or step == num_steps):
                 writer.flush()
-                run["validation"] = evaluate(evaluation, state, dataset, config.batch_size, stop)
-                if run["validation"] is not None:
-                    writer.validation(step, run["validation"] | _learning_rate(config, state))
+                validation = evaluate(evaluation, state, dataset, config.batch_size, stop)
+                if validation is not None:
+                    run["validation"], evaluated = validation, True
+                    writer.validation(step, validation | _learning_rate(config, state))
                     if period_ends:  # an end in between must not count when a run is made longer
-                        error = jnp.float32(run["validation"]["top1_error"])
+                        error = jnp.float32(validation["top1_error"])
                         state = lower_rate(state, parallel.replicate(error))
                 writer.resume_clock(step)
 
-            due = run["validation"] is not None or step % config.checkpoint_every_steps == 0
-            if step > first and (due or stop.requested):
+            due = stop.requested or step % config.checkpoint_every_steps == 0
+            if evaluated or (due and step > first):
                 writer.flush()
                 run["seconds"] = time.perf_counter() - began
                 checkpoints.save(step, parallel.unreplicate(state), run)
@@ -250,7 +252,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         raise InputError(f"--workdir={workdir} cannot be made or written: see {existing}")
     if (workdir / "config.json").exists():
         config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
-    elif (workdir / "checkpoints").exists():
+    elif any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         raise InputError(f"{workdir} has checkpoints but no config.json; take another --workdir")
 
 

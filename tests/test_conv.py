@@ -77,6 +77,31 @@ def test_bfloat16_sums_in_float32():
     assert _relative_error(found, expected) < 2.0**-8  # one rounding of the result
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_padding_of_linen_gives_xlas_gradients(padding, stride):
+    x, weights, rng = _case(9, 11, 3)
+    layer = _layer(3, stride, padding)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, weights)]
+    g = jnp.asarray(
+        rng.normal(size=layer.apply({"params": {"kernel": arrays[1]}}, arrays[0]).shape)
+    )
+    found = _value_and_gradients(layer, *arrays, g)
+    plain = _value_and_gradients(_layer(3, stride, padding, own=False), *arrays, g)
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        x, weights, rng = _case(12, 12, 3)
+        g = rng.normal(size=(2, 5, 5, 4))
+        _, expected = reference.conv_gradients(x, weights, g, stride=2, padding=0)
+        layer = _layer(3, 2, 0, jnp.float64)
+        _, _, found = _value_and_gradients(layer, *(jnp.asarray(a) for a in (x, weights, g)))
+    assert _relative_error(found, expected) < 1e-14
+
+
 def test_groups_are_left_to_xla():
     x, weights, rng = _case(9, 9, 3, channels=4)
     weights = weights[:, :, :2]
