@@ -1,5 +1,6 @@
 """Training: the same on any number of devices, continued where it stopped, and it learns."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -7,6 +8,7 @@ import shutil
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +46,18 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
         np.testing.assert_allclose(other, losses[0], rtol=2e-5)
     errors = [runs.metrics(tmp_path / str(n), "val")[-1]["top1_error"] for n in counts]
     assert max(errors) - min(errors) <= 1 / 359  # one picture on the border at most
+
+
+def test_each_step_crops_and_drops_otherwise(config, digits):
+    batch = parallel.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = functools.partial(train_step, model=model_lib.from_config(config), config=config)
+    step = parallel.data_parallel(step)
+    state = initial_state(config, digits)
+    losses = []
+    for number in (0, 1, 1):
+        of_number = dataclasses.replace(state, step=jnp.int32(number))
+        losses.append(float(step(parallel.replicate(of_number), batch)[1]["loss"][0]))
+    assert losses[0] != losses[1] == losses[2]
 
 
 def test_64_digits_are_learnt_to_zero_training_error(config, digits):
