@@ -57,7 +57,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, data_dir, numbe
         *runs.TINY,
         f"--workdir={tmp_path}",
         f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=40",
+        "--config.num_steps=200",
     ]
     process = runs.start(*command)
     while not (tmp_path / "metrics.jsonl").exists() or len(runs.metrics(tmp_path)) < 3:
@@ -65,16 +65,16 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, data_dir, numbe
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert re.search(r"stopped at step \d+ of 40; the same command continues", err)
+    assert re.search(r"stopped at step \d+ of 200; the same command continues", err)
     assert not (tmp_path / "result.json").exists()
     stopped = len(runs.metrics(tmp_path))
-    assert 3 <= stopped < 40
+    assert 3 <= stopped < 200
 
     done = runs.run(*command)
     assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, 41))
+    assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, 201))
     assert (tmp_path / "result.json").exists()
-    assert re.fullmatch(rf"{tmp_path}: step 40: validation top-1 error .*\n", done.stdout)
+    assert re.fullmatch(rf"{tmp_path}: step 200: validation top-1 error .*\n", done.stdout)
 
 
 def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
@@ -113,10 +113,11 @@ def test_a_full_disk_in_training_is_one_line_and_loses_nothing(tmp_path, data_di
         "--config.num_steps=3",
         "--config.checkpoint_every_steps=1",
     ]
-    # No file larger than 40 kB: the state has 62 kB in its mean image alone.
-    done = runs.run(*command, largest_file=40_000)
+    # Room for config and metrics, not for the 62 kB of the mean image, however well compressed.
+    done = runs.run(*command, largest_file=4096)
     assert done.returncode == 2, done.stderr
-    assert re.search(rf"error: cannot write {tmp_path}/checkpoints [^\n]+\n$", done.stderr)
+    # A line among those of orbax's own threads.
+    assert re.search(rf"(?m)^error: cannot write {tmp_path}/checkpoints [^\n]+$", done.stderr)
     done = runs.run(*command)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3]
