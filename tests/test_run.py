@@ -105,7 +105,7 @@ def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
     assert re.fullmatch(r"error: [^\n]+no.png[^\n]+\n", done.stderr)
 
 
-def test_a_full_disk_in_training_is_one_line_and_loses_nothing(tmp_path, data_dir):
+def test_a_save_that_fails_is_named_ends_with_2_and_continues(tmp_path, data_dir):
     command = [
         *runs.TINY,
         f"--workdir={tmp_path}",
