@@ -18,7 +18,10 @@ def random_crops(
     *,
     crop: int,
     flip: bool,
-    colour_std: float,
+    shared_by: int = 1,
+    mean_crop: str = "same",
+    colour_std: float | jax.Array = 0.0,
+    colour_rule: str = "paper",
 ) -> jax.Array:
     """Return one random crop of each picture, reflected left to right with probability 1/2.
 
@@ -26,73 +29,115 @@ def random_crops(
       key: the random key of this step.
       example_ids: (batch,) integers, distinct within the step.
       images: (batch, size, size, 3) uint8.
-      mean_image: (size, size, 3) float32; each pixel loses its own mean, so the crop of a picture
-        loses the same crop of the mean image.
+      mean_image: (size, size, 3) float32.
       colour: (3, 3) float32, `colour_axes` of the training set.
       crop: side of the result, at most `size`.
       flip: whether to reflect.
+      shared_by: number of consecutive ids that share crop and reflection.
+      mean_crop: 'same': each pixel loses its own mean. 'centre': every crop loses the centre crop
+        of the mean image, after its reflection, as in the released code.
       colour_std: standard deviation of the three factors alpha, drawn once an image and step.
+      colour_rule: with 'released' the shifted picture is divided by 1 + colour_std.
 
     Returns:
       (batch, crop, crop, 3) float32.
     """
     offsets = images.shape[1] - crop + 1, images.shape[2] - crop + 1
+    centre_mean = _centre(mean_image, crop)
+    place_key, shade_key = jax.random.split(key)
 
     def one(example_id: jax.Array, image: jax.Array) -> jax.Array:
-        where, mirror, shade = jax.random.split(jax.random.fold_in(key, example_id), 3)
+        where, mirror = jax.random.split(jax.random.fold_in(place_key, example_id // shared_by))
         y, x = jax.random.randint(where, (2,), 0, jnp.array(offsets))
         corner, shape = (y, x, 0), (crop, crop, 3)
         out = jax.lax.dynamic_slice(image, corner, shape).astype(jnp.float32)
-        out -= jax.lax.dynamic_slice(mean_image, corner, shape)
+        if mean_crop == "same":
+            out -= jax.lax.dynamic_slice(mean_image, corner, shape)
         if flip:
             out = jnp.where(jax.random.bernoulli(mirror), out[:, ::-1], out)
-        if colour_std:
-            out += colour @ (colour_std * jax.random.normal(shade, (3,)))
-        return out
+        if mean_crop == "centre":
+            out -= centre_mean
+        if isinstance(colour_std, jax.Array) or colour_std:
+            shade = jax.random.normal(jax.random.fold_in(shade_key, example_id), (3,))
+            out += colour @ (colour_std * shade)
+        return out / (1 + colour_std) if colour_rule == "released" else out
 
     return jax.vmap(one)(example_ids, images)
 
 
-def colour_axes(eigenvectors: jax.Array, eigenvalues: jax.Array) -> jax.Array:
+def colour_axes(eigenvectors: jax.Array, eigenvalues: jax.Array, rule: str = "paper") -> jax.Array:
     """Return the matrix that turns the paper's (alpha1, alpha2, alpha3) into an RGB shift.
 
     The paper adds [p1, p2, p3] [alpha1 l1, alpha2 l2, alpha3 l3]^T, with p and l the eigenvectors
     and eigenvalues of the covariance of RGB values. That is not homogeneous: the shift grows with
     the square of the unit of the pixels. With pixels of 0 to 1 it is about 6 of 255 grey levels
     on ImageNet, with 0 to 255 it would be 1,500. Here l is taken for pixels of 0 to 1 and the shift
-    scaled to 0 to 255.
+    scaled to 0 to 255. The code released in 2012 has the square root of l, a standard deviation,
+    in place of l: homogeneous, and twice as far on ImageNet.
 
     Args:
       eigenvectors: (3, 3), one a column.
       eigenvalues: (3,), of the covariance of pixels of 0 to 255.
+      rule: 'paper' or 'released'.
 
     Returns:
-      (3, 3), the columns p_i l_i / 255.
+      (3, 3), the columns p_i l_i / 255, or p_i sqrt(l_i).
     """
+    if rule == "released":
+        return eigenvectors * jnp.sqrt(eigenvalues)
     return eigenvectors * (eigenvalues / 255.0)
 
 
 def centre_crop(images: jax.Array, mean_image: jax.Array, *, crop: int) -> jax.Array:
     """Return the centre (batch, crop, crop, 3) of uint8 `images` less `mean_image`, float32."""
-    y, x = (images.shape[1] - crop) // 2, (images.shape[2] - crop) // 2
-    centred = images.astype(jnp.float32) - mean_image
-    return centred[:, y : y + crop, x : x + crop]
+    return _centre(images.astype(jnp.float32) - mean_image, crop)
 
 
-def ten_crops(images: jax.Array, mean_image: jax.Array, *, crop: int, flip: bool) -> jax.Array:
-    """Return the four corner crops, the centre crop, and the reflections of the five.
+def evaluation_crops(
+    images: jax.Array,
+    mean_image: jax.Array,
+    *,
+    crop: int,
+    flip: bool,
+    mean_crop: str = "same",
+    number: str = "ten",
+) -> jax.Array:
+    """Return the crops whose softmax outputs are averaged.
+
+    Ten of them (section 4.1) are the four corner crops, the centre crop, and the reflections of the
+    five. Nine, as for Krizhevsky's CIFAR-10 nets, lie on a 3 x 3 grid and are not reflected.
 
     Args:
       images: (batch, size, size, 3) uint8.
       mean_image: (size, size, 3) float32.
       crop: side of the results.
       flip: False leaves the reflections out, for a network that was trained without any.
+      mean_crop: as for `random_crops`.
+      number: 'ten' or 'nine'.
 
     Returns:
-      (10, batch, crop, crop, 3) float32; (5, ...) without `flip`.
+      (10, batch, crop, crop, 3) float32; (5, ...) without `flip`; (9, ...).
     """
     bottom, right = images.shape[1] - crop, images.shape[2] - crop
-    centred = images.astype(jnp.float32) - mean_image
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    crops = jnp.stack([centred[:, y : y + crop, x : x + crop] for y, x in corners])
-    return jnp.concatenate([crops, crops[:, :, :, ::-1]]) if flip else crops
+    if number == "nine":
+        corners = [(y, x) for y in (0, bottom // 2, bottom) for x in (0, right // 2, right)]
+    else:
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+
+    def at_corners(pixels: jax.Array) -> jax.Array:
+        return jnp.stack([pixels[..., y : y + crop, x : x + crop, :] for y, x in corners])
+
+    def reflected_too(crops: jax.Array) -> jax.Array:
+        if number == "nine" or not flip:
+            return crops
+        return jnp.concatenate([crops, crops[..., ::-1, :]])
+
+    if mean_crop == "centre":
+        crops = reflected_too(at_corners(images)).astype(jnp.float32)
+        return crops - _centre(mean_image, crop)
+    return reflected_too(at_corners(images.astype(jnp.float32) - mean_image))
+
+
+def _centre(pixels: jax.Array, crop: int) -> jax.Array:
+    y, x = (pixels.shape[-3] - crop) // 2, (pixels.shape[-2] - crop) // 2
+    return pixels[..., y : y + crop, x : x + crop, :]

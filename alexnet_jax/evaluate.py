@@ -49,16 +49,23 @@ def eval_step(
 ) -> dict[str, jax.Array]:
     """Return the sums over all devices of the batch's losses and errors, and its `count`.
 
-    The function of one device, under the axis parallel.AXIS. `batch` holds `image` (rows, size,
+    The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
     size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
-    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1); five
-    where the recipe reflects nothing.
+    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
+    that `config.augment` asks for, five where the recipe reflects nothing.
     """
-    crop, flip = config.augment.crop, config.augment.flip
+    fields = config.augment
     if ten_crop:
-        images = augment.ten_crops(batch["image"], state.mean_image, crop=crop, flip=flip)
+        images = augment.evaluation_crops(
+            batch["image"],
+            state.mean_image,
+            crop=fields.crop,
+            flip=fields.flip,
+            mean_crop=fields.mean_crop,
+            number=fields.test_crops,
+        )
     else:
-        images = augment.centre_crop(batch["image"], state.mean_image, crop=crop)
+        images = augment.centre_crop(batch["image"], state.mean_image, crop=fields.crop)
 
     def log_probabilities(images: jax.Array) -> jax.Array:
         logits: Any = model.apply({"params": state.params}, images)
@@ -72,14 +79,17 @@ def eval_step(
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
     sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
-    return jax.lax.psum(sums, parallel.AXIS)
+    return jax.lax.psum(sums, parallel.DATA)
 
 
-def eval_steps(config: ConfigDict) -> tuple[Callable, Callable]:
+def eval_steps(
+    config: ConfigDict, layout: parallel.Pmap | parallel.Split
+) -> tuple[Callable, Callable]:
     """Return `eval_step` over all devices for the centre crop, and for ten crops."""
-    step = functools.partial(eval_step, model=model_lib.from_config(config), config=config)
+    model = model_lib.from_config(config, layout.column_axis)
+    step = functools.partial(eval_step, model=model, config=config)
     centre, ten = (functools.partial(step, ten_crop=ten_crop) for ten_crop in (False, True))
-    return parallel.data_parallel(centre), parallel.data_parallel(ten)
+    return layout.spread(centre), layout.spread(ten)
 
 
 def evaluate(
@@ -87,15 +97,17 @@ def evaluate(
     state: TrainState,
     dataset: data.Dataset,
     batch_size: int,
+    layout: parallel.Pmap | parallel.Split,
     stop: StopRequest,
 ) -> dict[str, float] | None:
     """Return the mean `loss`, `top1_error`, `top5_error` over the validation set, and the rate.
 
     Args:
-      step: `eval_step` made data parallel.
-      state: replicated.
+      step: one of `eval_steps`.
+      state: placed.
       dataset: whose 'val' split is read.
       batch_size: over all devices.
+      layout: of step and state.
       stop: polled between batches; None is returned where it was requested before the end.
     """
     start = time.perf_counter()
@@ -109,8 +121,8 @@ def evaluate(
     for batch in batches:
         if stop.requested:
             return None
-        for name, value in step(state, parallel.shard(batch)).items():
-            sums[name] = sums.get(name, 0.0) + float(value[0])
+        for name, value in step(state, layout.shard(batch)).items():
+            sums[name] = sums.get(name, 0.0) + parallel.one_value(value)
     count = sums.pop("count")
     assert count == dataset.num_val, f"evaluated {count} of {dataset.num_val} examples"
     rate = count / (time.perf_counter() - start)
@@ -145,13 +157,13 @@ def evaluate_checkpoint(
             f"{workdir} was trained on the classes {', '.join(run['class_names'][:5])}, ...; those"
             f" of {config.dataset.name!r} are {', '.join(dataset.class_names[:5])}, ..."
         )
-    # Errors do not depend on the batch, so any number of devices will do.
-    batch_size = parallel.round_up(config.batch_size)
-    replicated = parallel.replicate(state)
+    # Errors depend neither on the batch nor on how the run was spread: any devices will do.
+    batch_size, layout = parallel.round_up(config.batch_size), parallel.Pmap()
+    placed = layout.place(state)
     result: dict[str, Any] = {"step": int(state.step)}
     with StopRequest() as stop:
-        for prefix, step in zip(("", "ten_crop_"), eval_steps(trained), strict=True):
-            metrics = evaluate(step, replicated, dataset, batch_size, stop)
+        for prefix, step in zip(("", "ten_crop_"), eval_steps(trained, layout), strict=True):
+            metrics = evaluate(step, placed, dataset, batch_size, layout, stop)
             if metrics is None:
                 return None
             result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}

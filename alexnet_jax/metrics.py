@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.parallel import one_value
 
 TRAIN_METRICS = (
     "loss",
@@ -28,10 +29,14 @@ WINDOW = 100  # steps over which images per second are averaged
 class MetricsWriter:
     """Writer of one run's metrics, continued from `start_step`, `evaluated` already or not.
 
+    Until then the run has taken `seconds`.
+
     Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
     `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
-    lines add `gradient_norm` and `parameter_norm`. Lines that an interrupted run wrote after its
-    last checkpoint are dropped, for their steps are run again.
+    lines add `gradient_norm` and `parameter_norm`, validation lines that decide on the rate
+    `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
+    `plateau_scale` (the factor of the rate from then on). Lines that an interrupted run wrote after
+    its last checkpoint are dropped, for their steps are run again.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class MetricsWriter:
         workdir: pathlib.Path,
         *,
         start_step: int,
+        seconds: float,
         evaluated: bool,
         num_steps: int,
         batch_size: int,
@@ -51,6 +57,7 @@ class MetricsWriter:
         self._lines = _continue_lines(workdir / "metrics.jsonl", start_step, evaluated)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._progress = _Progress(start_step, num_steps)
+        self._began = time.perf_counter() - seconds
         self._pending: tuple[int, Any] | None = None
         self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
         self.resume_clock(start_step)
@@ -62,6 +69,10 @@ class MetricsWriter:
         self._progress.close()
         self._lines.close()
         self._events.close()
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken, with those before it was interrupted."""
+        return time.perf_counter() - self._began
 
     def resume_clock(self, step: int) -> None:
         """Start to measure images per second anew, after something that was not training."""
@@ -84,8 +95,7 @@ class MetricsWriter:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        # Replicated over the devices: the first one's copy.
-        values = {name: float(metrics[name][0]) for name in TRAIN_METRICS}
+        values = {name: one_value(metrics[name]) for name in TRAIN_METRICS}
         rate = self._rate(step)
         _refuse_infinite(step, "train", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):

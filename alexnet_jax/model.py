@@ -1,5 +1,6 @@
 """AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012) as a Flax linen module."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,55 +10,77 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from alexnet_jax.config import CONV_LAYERS
+from alexnet_jax.config import STAGES
 from alexnet_jax.conv import conv_general_dilated
-from alexnet_jax.ops import local_response_norm, max_pool
+from alexnet_jax.ops import (
+    avg_pool,
+    local_response_norm,
+    max_pool,
+    overhang,
+    spatial_response_norm,
+)
 
 
 class AlexNet(nn.Module):
-    """Five convolutional and three fully connected layers (sections 3.1 to 3.5 of the paper).
+    """Convolutional layers, each with its `stages`, then fully connected ones.
 
-    conv1 and conv2 are followed by ReLU, local response normalisation and overlapping pooling,
-    conv3 and conv4 by ReLU, conv5 by ReLU and pooling, fc6 and fc7 by ReLU and dropout. With the
-    defaults and one column: 62,378,344 parameters, 659,272 activations.
+    With the defaults the eight layers of sections 3.1 to 3.5 of the paper in one column: 62,378,344
+    parameters, 659,272 activations. conv1 and conv2 are followed by ReLU, local response
+    normalisation and overlapping pooling, conv3 and conv4 by ReLU, conv5 by ReLU and pooling, fc6
+    and fc7 by ReLU and dropout. Krizhevsky's CIFAR-10 nets are other values of the same attributes.
 
     The attributes are the fields of `config.model` (configs/alexnet.py says what they mean, and
     differs in `dropout_scaling`) and
 
-      dtype: the type the layers compute in. Parameters, LRN's denominators and the logits are
-        float32 whatever it is.
+      dtype: the type the layers compute in. Parameters, the denominators of the normalisations and
+        the logits are float32 whatever it is.
+      column_axis: where given, this is one column of two, on a device of its own (below).
 
     `groups=2` gives the paper's two columns on one device: every convolution but conv1 and those in
     `cross_layers` reads the maps of its own column only, and so does the normalisation if
     `lrn['within_groups']`, as on the paper's two devices; the fully connected layers read both.
+    With `column_axis` the name of a mapped axis of size two, the module is the column of that index
+    of the same network: its parameters are the halves of each kernel's and bias's last axis, and
+    what reads both columns gathers the other's half first. The logits are whole on either device.
 
     Outputs of fc6 and fc7 are scaled by 1 - dropout when testing if `dropout_scaling` is 'test', as
     in the paper (section 4.2), or by its inverse when training if it is 'train', as in today's
     libraries. The networks are the same but for the scale of weights and learning rates: with the
     same ones, the layer after a 'train' dropout moves four times as far in a step.
 
-    Parameters: conv1 to conv5, fc6 to fc8, each `kernel` (HWIO, or in x out) and `bias`.
+    Parameters: `layers` and, their numbers going on, the fully connected ones (conv1 to conv5, fc6
+    to fc8), each `kernel` (HWIO, or in x out) and `bias`. Layers named local1, ... are
+    flax.linen.ConvLocal: a kernel for each position.
     """
 
     num_classes: int = 1000
     groups: int = 1
     cross_layers: tuple[str, ...] = ("conv3",)
+    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
     features: tuple[int, ...] = (96, 256, 384, 384, 256)
     kernels: tuple[int, ...] = (11, 5, 3, 3, 3)
     strides: tuple[int, ...] = (4, 1, 1, 1, 1)
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)
+    ceil_mode: bool = False
+    stages: tuple[tuple[str, ...], ...] = (
+        ("relu", "lrn", "max_pool"),
+        ("relu", "lrn", "max_pool"),
+        ("relu",),
+        ("relu",),
+        ("relu", "max_pool"),
+    )
     hidden: tuple[int, ...] = (4096, 4096)
     dropout: float = 0.5
     dropout_scaling: str = "train"
-    lrn: Mapping[str, Any] = FrozenDict(
-        layers=("conv1", "conv2"), k=2.0, n=5, alpha=1e-4, beta=0.75, within_groups=True
-    )
-    pool: Mapping[str, Any] = FrozenDict(layers=("conv1", "conv2", "conv5"), window=3, stride=2)
+    lrn: Mapping[str, Any] = FrozenDict(k=2.0, n=5, alpha=1e-4, beta=0.75, within_groups=True)
+    spatial_norm: Mapping[str, Any] = FrozenDict(k=1.0, n=5, alpha=4e-5, beta=0.75)
+    pool: Mapping[str, Any] = FrozenDict(window=3, stride=2)
     initializer: str = "normal"
-    init_std: float = 0.01
+    init_std: float | tuple[float, ...] = 0.01
     biases: tuple[float, ...] = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     input_scale: float = 1.0
     dtype: Any = jnp.float32
+    column_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -73,84 +96,147 @@ class AlexNet(nn.Module):
             0, 1, 2, ...
 
         Returns:
-          (batch, num_classes) float32. The maps on the way (relu1, norm1, pool1, ... relu7) are in
-          the 'intermediates' collection if it is made mutable.
+          (batch, num_classes) float32. The maps after each stage (relu1, lrn1, max_pool1, ...
+          relu7, dropout7) are in the 'intermediates' collection if it is made mutable.
         """
         x = (images * self.input_scale).astype(self.dtype)
-        for i, name in enumerate(CONV_LAYERS):
-            x = self._conv(i, name)(x)
-            x = self._note(f"relu{i + 1}", nn.relu(x))
-            if name in self.lrn["layers"]:
-                x = self._note(f"norm{i + 1}", self._lrn(x))
-            if name in self.pool["layers"]:
-                window, stride = self.pool["window"], self.pool["stride"]
-                x = self._note(f"pool{i + 1}", max_pool(x, window=window, stride=stride))
+        for i, name in enumerate(self.layers):
+            if i and name in self.cross_layers:
+                x = self._both_columns(x)
+            x = self._convolution(i, name, x)
+            for stage in self.stages[i]:
+                x = self._note(f"{stage}{i + 1}", self._stage(stage, x))
 
+        x = self._both_columns(x)
         x = x.reshape(x.shape[0], -1)  # in the order height, width, channel
-        for i, width in ((6, self.hidden[0]), (7, self.hidden[1])):
-            x = self._note(f"relu{i}", nn.relu(self._dense(i, width)(x)))
-            x = self._dropout(x, train, example_ids)
-        return self._dense(8, self.num_classes)(x).astype(jnp.float32)
+        for i, width in enumerate(self.hidden, start=len(self.layers) + 1):
+            x = self._note(f"relu{i}", nn.relu(self._dense(i, width, x)))
+            x = self._note(f"dropout{i}", self._dropout(x, train, example_ids))
+            x = self._both_columns(x)
+        last = len(self.layers) + len(self.hidden) + 1
+        logits = self._dense(last, self.num_classes, x)
+        if self.column_axis:
+            logits = _gather_for_the_same_loss(logits, self.column_axis)
+        return logits.astype(jnp.float32)
 
-    def _conv(self, i: int, name: str) -> nn.Conv:
-        reads_both = i == 0 or name in self.cross_layers
+    def _convolution(self, i: int, name: str, x: jax.Array) -> jax.Array:
+        low, kernel, stride = self.padding[i], self.kernels[i], self.strides[i]
+        sides = x.shape[1:3] if self.ceil_mode else ()
+        over = [overhang(side + 2 * low, kernel, stride) for side in sides] or [0, 0]
+        arguments: dict[str, Any] = {
+            "features": self.features[i] // self._shares,
+            "kernel_size": (kernel, kernel),
+            "strides": stride,
+            "padding": [(low, low + more) for more in over],
+            "dtype": self.dtype,
+            "kernel_init": self._kernel_init(i),
+            "bias_init": nn.initializers.constant(self.biases[i]),
+            "name": name,
+        }
+        if name.startswith("local"):
+            return nn.ConvLocal(**arguments)(x)
+        reads_both = i == 0 or name in self.cross_layers or self.column_axis
+        groups = 1 if reads_both else self.groups
         return nn.Conv(
-            self.features[i],
-            (self.kernels[i], self.kernels[i]),
-            strides=self.strides[i],
-            padding=self.padding[i],
-            feature_group_count=1 if reads_both else self.groups,
-            dtype=self.dtype,
-            kernel_init=self._kernel_init(),
-            bias_init=nn.initializers.constant(self.biases[i]),
-            conv_general_dilated=conv_general_dilated,
-            name=name,
-        )
+            feature_group_count=groups, conv_general_dilated=conv_general_dilated, **arguments
+        )(x)
+
+    def _stage(self, stage: str, x: jax.Array) -> jax.Array:
+        pool = {"window": self.pool["window"], "stride": self.pool["stride"]}
+        if stage == "relu":
+            return nn.relu(x)
+        if stage == "lrn":
+            return self._lrn(x)
+        if stage == "spatial_norm":
+            return spatial_response_norm(x, **self.spatial_norm)
+        if stage == "max_pool":
+            return max_pool(x, ceil_mode=self.ceil_mode, **pool)
+        if stage == "avg_pool":
+            return avg_pool(x, ceil_mode=self.ceil_mode, **pool)
+        raise ValueError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
 
     def _lrn(self, x: jax.Array) -> jax.Array:
         constants = {c: self.lrn[c] for c in ("k", "n", "alpha", "beta")}
-        if self.groups == 1 or not self.lrn["within_groups"]:
+        if self.groups == 1 or self.column_axis or not self.lrn["within_groups"]:
             return local_response_norm(x, **constants)
         columns = x.reshape(*x.shape[:-1], self.groups, -1)
         return local_response_norm(columns, **constants).reshape(x.shape)
 
-    def _dense(self, i: int, width: int) -> nn.Dense:
+    def _dense(self, i: int, width: int, x: jax.Array) -> jax.Array:
         return nn.Dense(
-            width,
+            width // self._shares,
             dtype=self.dtype,
-            kernel_init=self._kernel_init(),
+            kernel_init=self._kernel_init(i - 1),
             bias_init=nn.initializers.constant(self.biases[i - 1]),
             name=f"fc{i}",
-        )
+        )(x)
 
     def _dropout(self, x: jax.Array, train: bool, example_ids: jax.Array | None) -> jax.Array:
         if train and self.dropout:
-            x = _drop(x, self.dropout, self.make_rng("dropout"), example_ids)
+            if example_ids is None:
+                example_ids = jnp.arange(x.shape[0])
+            units = x.shape[1] * self._shares
+            kept = _kept(self.make_rng("dropout"), example_ids, units, 1 - self.dropout)
+            if self.column_axis:
+                own = jax.lax.axis_index(self.column_axis) * x.shape[1]
+                kept = jax.lax.dynamic_slice_in_dim(kept, own, x.shape[1], axis=1)
+            x = jnp.where(kept, x, 0)
         if self.dropout_scaling == "train":
             return x / (1 - self.dropout) if train else x
         return x if train else x * (1 - self.dropout)
 
-    def _kernel_init(self) -> nn.initializers.Initializer:
+    def _kernel_init(self, i: int) -> nn.initializers.Initializer:
         if self.initializer == "he_normal":
             return nn.initializers.he_normal()
-        return nn.initializers.normal(self.init_std)
+        std = self.init_std[i] if isinstance(self.init_std, tuple) else self.init_std
+        return nn.initializers.normal(std)
+
+    @property
+    def _shares(self) -> int:
+        """Over how many devices each layer's outputs are divided."""
+        return self.groups if self.column_axis else 1
+
+    def _both_columns(self, x: jax.Array) -> jax.Array:
+        if self.column_axis is None:
+            return x
+        return jax.lax.all_gather(x, self.column_axis, axis=x.ndim - 1, tiled=True)
 
     def _note(self, name: str, x: jax.Array) -> jax.Array:
         self.sow("intermediates", name, x)
         return x
 
 
-def _drop(x: jax.Array, rate: float, key: jax.Array, example_ids: jax.Array | None) -> jax.Array:
-    """Zero each unit of `x` (batch, units) with probability `rate`, each example by its own key."""
-    if example_ids is None:
-        example_ids = jnp.arange(x.shape[0])
+def _kept(key: jax.Array, example_ids: jax.Array, units: int, probability: float) -> jax.Array:
+    """Return (batch, units) bool: which units each example keeps, drawn by a key of its own."""
 
-    def keep(example_id: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, example_id), 1 - rate, x.shape[1:])
+    def one(example_id: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, example_id), probability, (units,))
 
-    return jnp.where(jax.vmap(keep)(example_ids), x, 0)
+    return jax.vmap(one)(example_ids)
 
 
-def from_config(config: ConfigDict) -> AlexNet:
-    """Return the network that `config.model` and `config.dtype` describe."""
-    return AlexNet(**config.model.to_dict(), dtype=jnp.dtype(config.dtype))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_for_the_same_loss(x: jax.Array, axis_name: str) -> jax.Array:
+    """Gather the last axis of `x`, of which all devices then compute the same loss.
+
+    The gradient of that one loss with respect to a device's part is its part of the gradient; the
+    transpose of all_gather would add up the devices' losses as if they were different ones.
+    """
+    return jax.lax.all_gather(x, axis_name, axis=x.ndim - 1, tiled=True)
+
+
+def _gather_fwd(x: jax.Array, axis_name: str) -> tuple[jax.Array, int]:
+    return _gather_for_the_same_loss(x, axis_name), x.shape[-1]
+
+
+def _gather_bwd(axis_name: str, width: int, g: jax.Array) -> tuple[jax.Array]:
+    start = jax.lax.axis_index(axis_name) * width
+    return (jax.lax.dynamic_slice_in_dim(g, start, width, axis=g.ndim - 1),)
+
+
+_gather_for_the_same_loss.defvjp(_gather_fwd, _gather_bwd)
+
+
+def from_config(config: ConfigDict, column_axis: str | None = None) -> AlexNet:
+    """Return the network that `config.model` and `config.dtype` describe, or a column of it."""
+    return AlexNet(**config.model.to_dict(), dtype=jnp.dtype(config.dtype), column_axis=column_axis)

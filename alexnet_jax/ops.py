@@ -9,6 +9,7 @@ output by the other.
 from functools import partial, reduce
 from itertools import product
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,68 +34,95 @@ def local_response_norm(
     inside. The constants are Python numbers, fixed at trace time; with k = 0 an all-zero window
     gives NaN. Raises ValueError if n < 1, x is not floating or has no axis.
     """
+    _check_norm("local_response_norm", x, n, axes=1)
+    return _lrn(x, k, n, alpha, beta, (-1,))
+
+
+def spatial_response_norm(
+    x: jax.Array, *, k: float = 1.0, n: int = 5, alpha: float = 4e-5, beta: float = 0.75
+) -> jax.Array:
+    """Divide each pixel by a power of the energy around it in its own map, (..., H, W, C).
+
+    `local_response_norm` with the n x n pixels of the same channel as the window: rows and columns
+    i - n//2 to i + (n-1)//2, cut at the borders of the map. After the second layer of the network
+    as the authors released it in 2012, with the defaults (alpha is their 1e-3 / 25), and in their
+    CIFAR-10 nets. Caffe's LRN WITHIN_CHANNEL. Dtypes and errors as `local_response_norm`.
+    """
+    _check_norm("spatial_response_norm", x, n, axes=3)
+    return _lrn(x, k, n, alpha, beta, (-3, -2))
+
+
+def _check_norm(name, x, n, axes):
     if n < 1:
-        raise ValueError(f"local_response_norm: n must be at least 1, got {n}")
+        raise ValueError(f"{name}: n must be at least 1, got {n}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"local_response_norm: x must be floating, got {x.dtype}")
-    if x.ndim == 0:
-        raise ValueError("local_response_norm: x must have a channel axis, got a scalar")
-    return _lrn(x, k, n, alpha, beta)
+        raise ValueError(f"{name}: x must be floating, got {x.dtype}")
+    if x.ndim < axes:
+        what = "(..., H, W, C)" if axes == 3 else "a channel axis, got a scalar"
+        raise ValueError(f"{name}: x must have {what}" + f", got {x.shape}" * (axes == 3))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _lrn(x, k, n, alpha, beta):
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _lrn(x, k, n, alpha, beta, axes):
     wide = _at_least_float32(x)
-    _, scale = _lrn_denominator(wide, k, n, alpha, beta)
+    _, scale = _lrn_denominator(wide, k, n, alpha, beta, axes)
     return (wide * scale).astype(x.dtype)
 
 
-def _lrn_fwd(x, k, n, alpha, beta):
-    return _lrn(x, k, n, alpha, beta), x
+def _lrn_fwd(x, k, n, alpha, beta, axes):
+    return _lrn(x, k, n, alpha, beta, axes), x
 
 
-def _lrn_bwd(k, n, alpha, beta, x, g):
+def _lrn_bwd(k, n, alpha, beta, axes, x, g):
     """dx_i = g_i d_i^-beta - 2 alpha beta x_i sum_{j : i in window(j)} g_j y_j / d_j."""
     wide = _at_least_float32(x)
-    d, scale = _lrn_denominator(wide, k, n, alpha, beta)
+    d, scale = _lrn_denominator(wide, k, n, alpha, beta, axes)
     direct = _at_least_float32(g) * scale
-    # i lies in the windows of channels i - (n-1)//2 to i + n//2: mirrored, if n is even.
-    through_d = _window_sum(direct * wide / d, before=(n - 1) // 2, after=n // 2)
+    # i lies in the windows of i - (n-1)//2 to i + n//2: mirrored, if n is even.
+    through_d = _window_sum(direct * wide / d, axes, before=(n - 1) // 2, after=n // 2)
     return ((direct - 2 * alpha * beta * wide * through_d).astype(x.dtype),)
 
 
 _lrn.defvjp(_lrn_fwd, _lrn_bwd)
 
 
-def _lrn_denominator(x, k, n, alpha, beta):
+def _lrn_denominator(x, k, n, alpha, beta, axes):
     """Return d and d^-beta."""
-    d = k + alpha * _window_sum(x * x, before=n // 2, after=(n - 1) // 2)
+    d = k + alpha * _window_sum(x * x, axes, before=n // 2, after=(n - 1) // 2)
     # Not d**-beta: on a CPU XLA's general power takes as long as all the rest of the forward pass.
     return d, jnp.exp(-beta * jnp.log(d))
 
 
-def _window_sum(v, *, before, after):
-    """Return the sum of v over channels i - before to i + after, zeros beyond the ends."""
-    channels = v.shape[-1]
-    before, after = min(before, channels), min(after, channels)
-    padded = jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(before, after)])
-    # Shifted slices fuse with what follows; lax.reduce_window and a banded matrix do not.
-    shifts = range(before + after + 1)
-    return sum(lax.slice_in_dim(padded, i, i + channels, axis=-1) for i in shifts)
+def _window_sum(v, axes, *, before, after):
+    """Return the sum of v over i - before to i + after on each of axes, zeros beyond the ends."""
+    for axis in axes:
+        size = v.shape[axis]
+        low, high = min(before, size), min(after, size)
+        border = [(0, 0)] * v.ndim
+        border[axis] = (low, high)
+        padded = jnp.pad(v, border)
+        # Shifted slices fuse with what follows; lax.reduce_window and a banded matrix do not.
+        shifts = range(low + high + 1)
+        v = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in shifts)
+    return v
 
 
-def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2) -> jax.Array:
+def max_pool(
+    x: jax.Array, *, window: int = 3, stride: int = 2, ceil_mode: bool = False
+) -> jax.Array:
     """Return the maximum of each window x window square, without padding.
 
     (..., H, W, C) -> (..., (H - window) // stride + 1, (W - window) // stride + 1, C), x's dtype;
     pixels that no square reaches are ignored. With window > stride the squares overlap:
-    Krizhevsky et al. 2012, section 3.4.
+    Krizhevsky et al. 2012, section 3.4. With `ceil_mode` the sizes are rounded up, as in
+    cuda-convnet: the last squares overhang at the bottom and the right.
 
     The gradient of an output goes to the maximum of its window, of equal ones to the first in
     row-major order, as in XLA and PyTorch (cuda-convnet credits each of them). A NaN counts as
     larger than any number: its windows give NaN, and their gradient goes to the first NaN.
 
-    Raises ValueError if window or stride is below 1, x has no H, W, C, or the window does not fit.
+    Raises ValueError if window or stride is below 1, x has no H, W, C, the window does not fit, or
+    with `ceil_mode` the stride is larger than it (a square could then lie wholly outside).
     """
     if window < 1 or stride < 1:
         raise ValueError(f"max_pool: window {window} and stride {stride} must be at least 1")
@@ -103,7 +131,33 @@ def max_pool(x: jax.Array, *, window: int = 3, stride: int = 2) -> jax.Array:
     height, width = x.shape[-3:-1]
     if window > min(height, width):
         raise ValueError(f"max_pool: window {window} does not fit into {height} x {width} pixels")
+    if ceil_mode and stride > window:
+        raise ValueError(f"max_pool: ceil_mode needs stride {stride} <= window {window}")
+    if ceil_mode:
+        border = [(0, overhang(side, window, stride)) for side in (height, width)]
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*border, (0, 0)], constant_values=-jnp.inf)
+        height, width = x.shape[-3:-1]
     return _max_pool(x, window, stride, (height, width))
+
+
+def avg_pool(
+    x: jax.Array, *, window: int = 3, stride: int = 2, ceil_mode: bool = False
+) -> jax.Array:
+    """Return the mean of each window x window square of `x` (batch, H, W, C), without padding.
+
+    Sizes and dtype as `max_pool`; with `ceil_mode` what overhangs does not count in the mean, as in
+    cuda-convnet.
+    """
+    sides = x.shape[1:3] if ceil_mode else ()
+    border = [(0, overhang(side, window, stride)) for side in sides] or "VALID"
+    square = (window, window)
+    mean = nn.avg_pool(x, square, (stride, stride), border, count_include_pad=False)
+    return mean.astype(x.dtype)
+
+
+def overhang(side: int, window: int, stride: int) -> int:
+    """Return by how many pixels the last window overhangs where the output's size is rounded up."""
+    return (window - side) % stride
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -1,24 +1,111 @@
-"""Momentum SGD as the paper writes it, and the rate that falls on a plateau (section 5)."""
+"""Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
+
+import fnmatch
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 
 def momentum_sgd(
-    learning_rate: float | jax.Array, *, momentum: float, weight_decay: float
+    learning_rate: Any, *, momentum: float, weight_decay: Any
 ) -> optax.GradientTransformation:
     """Return v <- momentum v - weight_decay lr w - lr g;  w <- w + v.
 
     The learning rate is inside the velocity (it is not applied to a trace of gradients, as
-    `optax.sgd` does): after a drop the velocity keeps the size it had and decays. `learning_rate`
-    may be a traced scalar; the state does not depend on it.
+    `optax.sgd` does): after a drop the velocity keeps the size it had and decays. Where the rate is
+    0 a parameter is frozen: w and v stay as they are, as in the authors' code.
+
+    Args:
+      learning_rate: a scalar, or a tree of scalars like the parameters; traced or not. The
+        optimiser's state, optax.TraceState of v, does not depend on it.
+      momentum: of 0 to 1.
+      weight_decay: a number, or a tree of numbers like the parameters.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-        optax.trace(decay=momentum),
+
+    def init(params: optax.Params) -> optax.TraceState:
+        return optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        gradient: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, optax.TraceState)
+
+        def moved(v: Any, g: Any, w: Any, rate: Any, decay: Any) -> Any:
+            return jnp.where(rate == 0, v, momentum * v - rate * (g + decay * w))
+
+        rates, decays = _like(params, learning_rate), _like(params, weight_decay)
+        velocity = jax.tree.map(moved, state.trace, gradient, params, rates, decays)
+        updates = jax.tree.map(lambda v, rate: jnp.where(rate == 0, 0, v), velocity, rates)
+        return updates, optax.TraceState(trace=velocity)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _like(params: Any, value: Any) -> Any:
+    """Return `value` for every leaf of `params`, unless it is a tree already."""
+    return value if isinstance(value, dict) else jax.tree.map(lambda _: value, params)
+
+
+def learning_rate(
+    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str | None = None
+) -> Any:
+    """Return the learning rate of the parameter `name` in training step `step`, counted from 0.
+
+    It is `config.learning_rate` times `scale`, the plateau's, times the `config.rate_factors` for
+    that name and the factors of the `config.milestones` for it that have been reached. A milestone
+    of epoch e holds from the first step that begins after e - 1 epochs of `num_train` examples:
+    epochs are counted from 1, as in the authors' code.
+
+    Without a name, such as 'conv1/kernel', the rate that concerns all parameters alike.
+    """
+    rate = config.learning_rate * scale
+    for names, factor in config.rate_factors:
+        if _concerns(names, name):
+            rate *= factor
+    for epoch, names, factor in config.milestones:
+        if _concerns(names, name):
+            reached = step >= first_step(epoch, num_train, config.batch_size)
+            rate *= jnp.where(reached, factor, 1.0)
+    return rate
+
+
+def first_step(epoch: int, num_train: int, batch_size: int) -> int:
+    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later."""
+    return math.ceil((epoch - 1) * num_train / batch_size)
+
+
+def learning_rates(
+    config: ConfigDict, step: jax.Array, scale: jax.Array, num_train: int, params: Any
+) -> Any:
+    """Return `learning_rate` of every parameter, a tree like `params`."""
+    return jax.tree.map_with_path(
+        lambda path, _: learning_rate(config, step, scale, num_train, _name(path)), params
     )
+
+
+def weight_decays(config: ConfigDict, params: Any) -> Any:
+    """Return the weight decay of every parameter, a tree like `params`.
+
+    The last of `config.weight_decays` that concerns it, or `config.weight_decay`.
+    """
+
+    def decay(path: Any, _: Any) -> float:
+        own = [d for names, d in config.weight_decays if _concerns(names, _name(path))]
+        return [config.weight_decay, *own][-1]
+
+    return jax.tree.map_with_path(decay, params)
+
+
+def _concerns(names: str, name: str | None) -> bool:
+    return names == "*" if name is None else fnmatch.fnmatchcase(name, names)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:

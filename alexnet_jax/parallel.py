@@ -1,7 +1,7 @@
 """Devices: one function over all of them, state on each, batches dealt out.
 
-The functions given to `data_parallel` see one device's share of the batch and the axis name `AXIS`;
-they do not depend on how many devices there are.
+The functions that a layout spreads see one device's share of the batch and the axis DATA over the
+shares; they do not depend on how many there are.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,129 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.state import TrainState
 
-AXIS = "batch"
+DATA, COLUMN = "data", "column"
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise InputError unless all devices of all processes get equal shares of `batch_size`."""
-    devices = jax.device_count()
-    if batch_size % devices:
-        below = batch_size // devices * devices
-        options = [str(n) for n in (below, below + devices) if n]
+class Pmap:
+    """Every device has the whole network and its share of the batch; arrays have a device axis."""
+
+    column_axis = None
+
+    def __init__(self) -> None:
+        self.shares = jax.device_count()
+
+    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
+        """Return `function(state, batch)` over all devices; `state` and `batch` as placed here.
+
+        A function that `updates_state` returns (state, metrics), and its `state` is donated; what
+        another returns is equal on all devices. The result has `lower` as jax.jit's has.
+        """
+        return jax.pmap(function, axis_name=DATA, donate_argnums=(0,) if updates_state else ())
+
+    def place(self, tree: Any) -> Any:
+        """Return the one copy of a state, or of a part of it, on the devices."""
+        devices = np.arange(jax.local_device_count())
+        return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Return one copy of a placed state, or of a part of it."""
+        return jax.tree.map(lambda leaf: leaf[0], tree)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return this process's rows of a batch as (local devices, rows of one device, ...)."""
+        return {
+            name: rows.reshape(jax.local_device_count(), -1, *rows.shape[1:])
+            for name, rows in batch.items()
+        }
+
+
+class Split:
+    """Pairs of devices share the network as in the paper, a column each; pairs share the batch.
+
+    Arrays are global, over a mesh (DATA, COLUMN) of (pairs, 2): parameters and velocity are halved
+    along their last axis, the units; all else is on every device. Figure 2 of the paper.
+    """
+
+    column_axis = COLUMN
+
+    def __init__(self) -> None:
+        if jax.local_device_count() % 2:
+            raise InputError(
+                "config.parallel='split' divides the network between pairs of devices;"
+                f" there are {jax.local_device_count()} here: take an even number, or"
+                " parallel='pmap' (the same network)"
+            )
+        # Processes number their devices one after the other, so that pairs do not cross them.
+        self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 2), (DATA, COLUMN))
+        self.shares = jax.device_count() // 2
+
+    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
+        """As `Pmap.spread`."""
+
+        def over_mesh(state: TrainState, batch: Any) -> Any:
+            specs = self._specs(state)
+            return jax.shard_map(
+                function,
+                mesh=self.mesh,
+                in_specs=(specs, PartitionSpec(DATA)),
+                out_specs=(specs, PartitionSpec()) if updates_state else PartitionSpec(),
+                check_vma=False,  # the step itself says where devices agree, as under pmap
+            )(state, batch)
+
+        return jax.jit(over_mesh, donate_argnums=(0,) if updates_state else ())
+
+    def place(self, tree: Any) -> Any:
+        """As `Pmap.place`; a part is taken to be of what is on every device."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs(tree))
+        return jax.device_put(tree, shardings)
+
+    def fetch(self, tree: Any) -> Any:
+        """As `Pmap.fetch`: global arrays are one copy already."""
+        return tree
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return the global batch of which these are this process's rows."""
+        rows = NamedSharding(self.mesh, PartitionSpec(DATA))
+        return {n: jax.make_array_from_process_local_data(rows, v) for n, v in batch.items()}
+
+    def _specs(self, tree: Any) -> Any:
+        """Return the PartitionSpec of each leaf."""
+
+        def halved(leaf: Any) -> PartitionSpec:
+            return PartitionSpec(*[None] * (leaf.ndim - 1), COLUMN)
+
+        everywhere = jax.tree.map(lambda _: PartitionSpec(), tree)
+        if not isinstance(tree, TrainState):
+            return everywhere
+        return everywhere.replace(
+            params=jax.tree.map(halved, tree.params),
+            opt_state=jax.tree.map(halved, tree.opt_state),
+        )
+
+
+def layout(config: ConfigDict) -> Pmap | Split:
+    """Return how `config.parallel` lays network and batches out over the devices.
+
+    Raises InputError unless the devices can be paired, where they must be, and all shares of
+    `config.batch_size` are equal.
+    """
+    chosen = Split() if config.parallel == "split" else Pmap()
+    if config.batch_size % chosen.shares:
+        below = config.batch_size // chosen.shares * chosen.shares
+        options = [str(n) for n in (below, below + chosen.shares) if n]
+        what = "devices" if chosen.column_axis is None else "pairs of devices"
         raise InputError(
-            f"config.batch_size={batch_size} cannot be divided over {devices} devices;"
+            f"config.batch_size={config.batch_size} cannot be divided over {chosen.shares} {what};"
             f" take {' or '.join(options)}"
         )
+    return chosen
 
 
 def round_up(batch_size: int) -> int:
@@ -38,30 +145,17 @@ def devices() -> str:
     return f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
 
 
-def data_parallel(function: Callable, *, donate_state: bool = False) -> Callable:
-    """Return `function(state, batch)` over all devices, the leading axis of either argument."""
-    return jax.pmap(function, axis_name=AXIS, donate_argnums=(0,) if donate_state else ())
-
-
-def replicate(tree: Any) -> Any:
-    """Return `tree` with every leaf copied to each local device, on a new leading axis."""
-    devices = np.arange(jax.local_device_count())
-    return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
-
-
-def unreplicate(tree: Any) -> Any:
-    """Return the first device's copy of a replicated `tree`."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
-def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return this process's rows of a batch as (local devices, rows of one device, ...)."""
-    return {
-        name: rows.reshape(jax.local_device_count(), -1, *rows.shape[1:])
-        for name, rows in batch.items()
-    }
+def one_value(array: jax.Array) -> float:
+    """Return the number of which every device holds a copy."""
+    return array.addressable_data(0).item()
 
 
 def example_ids(rows: int) -> jax.Array:
     """Return the positions in the global batch of the `rows` that this device holds."""
-    return jax.lax.axis_index(AXIS) * rows + jnp.arange(rows)
+    return jax.lax.axis_index(DATA) * rows + jnp.arange(rows)
+
+
+def norm(tree: Any, column_axis: str | None) -> jax.Array:
+    """Return the Euclidean norm of `tree`, of which this device may hold a column."""
+    square = optax.tree.norm(tree, squared=True)
+    return jnp.sqrt(jax.lax.psum(square, column_axis) if column_axis else square)

@@ -49,7 +49,8 @@ def create_state(config: ConfigDict, mean_image: jax.Array, colour: jax.Array) -
 def initial_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     """Return `create_state` for the statistics of `dataset`, computed on one device."""
     vectors, values = jnp.asarray(dataset.eigenvectors), jnp.asarray(dataset.eigenvalues)
-    colour, mean_image = augment.colour_axes(vectors, values), jnp.asarray(dataset.mean_image)
+    colour = augment.colour_axes(vectors, values, config.augment.colour_rule)
+    mean_image = jnp.asarray(dataset.mean_image)
     return jax.jit(lambda: create_state(config, mean_image, colour))()
 
 

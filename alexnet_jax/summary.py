@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 
 HEADER = ("layer", "output", "parameters", "multiply-adds", "activations")
@@ -21,25 +22,31 @@ def summary(config: ConfigDict) -> str:
     model = model_lib.from_config(config)
     crop = config.augment.crop
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-    logits, variables = jax.eval_shape(
+    _, variables = jax.eval_shape(
         lambda images: model.init_with_output(
-            jax.random.key(0), images, mutable=["params", "intermediates"]
+            jax.random.key(0),
+            images,
+            capture_intermediates=True,
+            mutable=["params", "intermediates"],
         ),
         images,
     )
-    maps = {name: value[0].shape[1:] for name, value in variables["intermediates"].items()}
-    # eval_shape sorts by name; the order of the net is by number, then ReLU, norm, pool.
-    stages = sorted(maps, key=lambda name: (name[-1], ("relu", "norm", "pool").index(name[:-1])))
-    maps = {"input": (crop, crop, 3), **{n: maps[n] for n in stages}, "fc8": logits.shape[1:]}
+    captured = variables["intermediates"]
+    maps = {"input": (crop, crop, 3)}
+    for i, layer in enumerate(config_lib.layer_names(config.model)):
+        maps[layer] = captured[layer]["__call__"][0].shape[1:]
+        stages = config.model.stages[i] if i < len(config.model.stages) else ()
+        for stage in stages:
+            if stage != "relu":
+                maps[f"{stage}{i + 1}"] = captured[f"{stage}{i + 1}"][0].shape[1:]
 
     rows, totals = [], [0, 0, 0]
-    for name, shape in maps.items():
-        layer = name.replace("relu", "conv" if len(shape) == 3 else "fc")
+    for layer, shape in maps.items():
         counts = [0, 0, 0]
         if layer in variables["params"]:
             kernel, bias = (variables["params"][layer][p].shape for p in ("kernel", "bias"))
-            # Each element of the kernel serves every position of the output once.
-            positions = math.prod(shape[:-1])
+            # Each element of a shared kernel serves every position of the output once.
+            positions = 1 if layer.startswith("local") else math.prod(shape[:-1])
             counts = [
                 math.prod(kernel) + math.prod(bias),
                 math.prod(kernel) * positions,

@@ -44,18 +44,34 @@ RESULT = (
 
 
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], *, model: model_lib.AlexNet, config: ConfigDict
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: model_lib.AlexNet,
+    config: ConfigDict,
+    num_train: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Return the state after one update, and the metrics of the batch before it.
 
-    The function of one device, under the axis parallel.AXIS. `batch` holds this device's rows:
+    The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
     `image` (rows, size, size, 3) uint8 and `label` (rows,) int32. Every device has an equal share,
-    so that means of means are means over the global batch.
+    so that means of means are means over the global batch. `num_train`, the number of training
+    examples, says which epoch a step is in.
     """
     ids = parallel.example_ids(len(batch["label"]))
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
     images = augment.random_crops(
-        augment_key, ids, batch["image"], state.mean_image, state.colour, **config.augment
+        augment_key,
+        ids,
+        batch["image"],
+        state.mean_image,
+        state.colour,
+        crop=config.augment.crop,
+        flip=config.augment.flip,
+        shared_by=config.augment.shared_by,
+        mean_crop=config.augment.mean_crop,
+        colour_std=_colour_std(config, state.step, num_train),
+        colour_rule=config.augment.colour_rule,
     )
 
     def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -68,17 +84,19 @@ def train_step(
 
     (loss, logits), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     metrics = {"loss": loss, **jax.tree.map(jnp.mean, errors(logits, batch["label"]))}
-    gradient, metrics = jax.lax.pmean((gradient, metrics), parallel.AXIS)
+    gradient, metrics = jax.lax.pmean((gradient, metrics), parallel.DATA)
 
-    learning_rate = config.learning_rate * state.plateau.scale
+    scale = state.plateau.scale
     optimizer = optim.momentum_sgd(
-        learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        optim.learning_rates(config, state.step, scale, num_train, state.params),
+        momentum=config.momentum,
+        weight_decay=optim.weight_decays(config, state.params),
     )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
-        "learning_rate": learning_rate,
-        "gradient_norm": optax.tree.norm(gradient),
-        "parameter_norm": optax.tree.norm(state.params),
+        "learning_rate": optim.learning_rate(config, state.step, scale, num_train),
+        "gradient_norm": parallel.norm(gradient, model.column_axis),
+        "parameter_norm": parallel.norm(state.params, model.column_axis),
     }
     params = optax.apply_updates(state.params, updates)
     return dataclasses.replace(
@@ -86,10 +104,12 @@ def train_step(
     ), metrics
 
 
-def update_plateau(state: TrainState, top1_error: jax.Array, *, config: ConfigDict) -> TrainState:
-    """Return the state with the learning rate's scale as it is after an evaluation's error."""
-    _, plateau = optim.plateau(config.plateau).update(state.params, state.plateau, value=top1_error)
-    return dataclasses.replace(state, plateau=plateau)
+def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | jax.Array:
+    """Return `augment.colour_std`, or 0 after `augment.colour_epochs`."""
+    std, epochs = config.augment.colour_std, config.augment.colour_epochs
+    if epochs is None or std == 0:
+        return std
+    return jnp.where(step < optim.first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -106,7 +126,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     Raises:
       InputError: the data, the devices or the run in `workdir` do not fit the config.
     """
-    parallel.check_batch_size(config.batch_size)
+    layout = parallel.layout(config)
     _check_workdir(workdir, config)
     dataset = data.open_dataset(prepare(config.dataset))
     check_classes(config, dataset)
@@ -119,15 +139,24 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
             return result
         (workdir / "result.json").unlink(missing_ok=True)  # of a run that is being made longer
 
-        began = time.perf_counter() - run["seconds"]
-        state = parallel.replicate(state)
-        state = _train(config, workdir, dataset, checkpoints, stop, state, run, began)
-        ten_crops = None
-        if not stop.requested:
-            _, ten_crop_evaluation = eval_steps(config)
-            ten_crops = evaluate(ten_crop_evaluation, state, dataset, config.batch_size, stop)
+        centre, ten_crop = eval_steps(config, layout)
+        with MetricsWriter(
+            workdir,
+            start_step=int(state.step),
+            seconds=run["seconds"],
+            evaluated=run["validation"] is not None,
+            num_steps=num_steps,
+            batch_size=config.batch_size,
+            examples_per_epoch=dataset.num_train,
+            log_every_steps=config.log_every_steps,
+        ) as writer:
+            state = layout.place(state)
+            state = _train(config, dataset, layout, state, run, centre, writer, checkpoints, stop)
+            ten_crops = None
+            if not stop.requested:
+                ten_crops = evaluate(ten_crop, state, dataset, config.batch_size, layout, stop)
         if ten_crops is None:
-            step = int(state.step[0])
+            step = int(layout.fetch(state.step))
             print(
                 f"stopped at step {step} of {num_steps}; the same command continues",
                 file=sys.stderr,
@@ -141,7 +170,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
             "top5_error": run["validation"]["top5_error"],
             "ten_crop_top1_error": ten_crops["top1_error"],
             "ten_crop_top5_error": ten_crops["top5_error"],
-            "seconds": time.perf_counter() - began,
+            "seconds": writer.seconds(),
         }
     config_lib.write_json(result, workdir / "result.json")
     return result
@@ -149,24 +178,23 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
 
 def _train(
     config: ConfigDict,
-    workdir: pathlib.Path,
     dataset: data.Dataset,
-    checkpoints: checkpoint.Checkpoints,
-    stop: StopRequest,
+    layout: parallel.Pmap | parallel.Split,
     state: TrainState,
     run: dict[str, Any],
-    began: float,
+    evaluation: Any,
+    writer: MetricsWriter,
+    checkpoints: checkpoint.Checkpoints,
+    stop: StopRequest,
 ) -> TrainState:
     """Take the steps that are left, evaluating and saving in between, and return the last state.
 
-    `state` is replicated and donated. `run`, the JSON of the checkpoint, is kept up to date: its
+    `state` is placed and donated. `run`, the JSON of the checkpoint, is kept up to date: its
     `validation` holds the metrics of the last step, unless `stop` came before its evaluation.
     """
-    first, num_steps = int(state.step[0]), total_steps(config, dataset.num_train)
-    evaluation, _ = eval_steps(config)
-    plateau_of = functools.partial(update_plateau, config=config)
-    lower_rate = parallel.data_parallel(plateau_of, donate_state=True)
-    training: Any = _compiled_step(config, dataset, state) if first < num_steps else None
+    first = int(layout.fetch(state.step))
+    num_steps = total_steps(config, dataset.num_train)
+    training: Any = _compiled_step(config, dataset, layout, state) if first < num_steps else None
     batches = data.train_batches(
         dataset,
         seed=config.seed,
@@ -175,43 +203,56 @@ def _train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    with MetricsWriter(
-        workdir,
-        start_step=first,
-        evaluated=run["validation"] is not None,
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        examples_per_epoch=dataset.num_train,
-        log_every_steps=config.log_every_steps,
-    ) as writer:
-        for step in range(first, num_steps + 1):
-            if step > first:
-                state, metrics = training(state, parallel.shard(next(batches)))
-                writer.train(step, metrics)
-                run["validation"] = None
+    writer.resume_clock(first)
+    for step in range(first, num_steps + 1):
+        if step > first:
+            state, metrics = training(state, layout.shard(next(batches)))
+            writer.train(step, metrics)
+            run["validation"] = None
 
-            evaluated = False
-            period_ends = evaluation_due(config, step, dataset.num_train)
-            if run["validation"] is None and (period_ends or step == num_steps):
-                writer.flush()
-                validation = evaluate(evaluation, state, dataset, config.batch_size, stop)
-                if validation is not None:
-                    run["validation"], evaluated = validation, True
-                    writer.validation(step, validation | _learning_rate(config, state))
-                    if period_ends:  # an end in between must not count when a run is made longer
-                        error = jnp.float32(validation["top1_error"])
-                        state = lower_rate(state, parallel.replicate(error))
-                writer.resume_clock(step)
+        evaluated = False
+        period_ends = evaluation_due(config, step, dataset.num_train)
+        if run["validation"] is None and (period_ends or step == num_steps):
+            writer.flush()
+            validation = evaluate(evaluation, state, dataset, config.batch_size, layout, stop)
+            if validation is not None:
+                run["validation"], evaluated = validation, True
+                scale = float(layout.fetch(state.plateau.scale))
+                rate = optim.learning_rate(config, step, scale, dataset.num_train)
+                history = {"learning_rate": float(rate)}
+                # An end in between must not count when a run is made longer.
+                if period_ends and config.schedule == "plateau":
+                    state, plateau = _update_plateau(config, layout, state, validation)
+                    history |= plateau
+                writer.validation(step, validation | history)
+            writer.resume_clock(step)
 
-            due = stop.requested or step % config.checkpoint_every_steps == 0
-            if evaluated or (due and step > first):
-                writer.flush()
-                run["seconds"] = time.perf_counter() - began
-                checkpoints.save(step, parallel.unreplicate(state), run)
-                writer.resume_clock(step)
-            if stop.requested:
-                break
+        due = stop.requested or step % config.checkpoint_every_steps == 0
+        if evaluated or (due and step > first):
+            writer.flush()
+            run["seconds"] = writer.seconds()
+            checkpoints.save(step, layout.fetch(state), run)
+            writer.resume_clock(step)
+        if stop.requested:
+            break
     return state
+
+
+def _update_plateau(
+    config: ConfigDict,
+    layout: parallel.Pmap | parallel.Split,
+    state: TrainState,
+    validation: dict[str, float],
+) -> tuple[TrainState, dict[str, float]]:
+    """Return the state with the learning rate's scale after an evaluation, and what it rests on."""
+    error = jnp.float32(validation["top1_error"])
+    _, plateau = optim.plateau(config.plateau).update({}, layout.fetch(state.plateau), value=error)
+    history = {
+        "plateau_best": float(plateau.best_value),
+        "plateau_count": int(plateau.plateau_count),
+        "plateau_scale": float(plateau.scale),
+    }
+    return dataclasses.replace(state, plateau=layout.place(plateau)), history
 
 
 def _begin(
@@ -266,9 +307,16 @@ def _finished(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def _compiled_step(config: ConfigDict, dataset: data.Dataset, state: TrainState) -> Any:
+def _compiled_step(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    layout: parallel.Pmap | parallel.Split,
+    state: TrainState,
+) -> Any:
     """Compile the training step before the first batch, so that it is not timed as training."""
-    parameters = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(state.params))
+    parameters = sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)
+    )
     print(
         f"{dataset.num_train:,} training and {dataset.num_val:,} validation pictures of"
         f" {len(dataset.class_names)} classes; {parameters:,} parameters;"
@@ -276,17 +324,16 @@ def _compiled_step(config: ConfigDict, dataset: data.Dataset, state: TrainState)
         file=sys.stderr,
     )
     began = time.perf_counter()
-    step = functools.partial(train_step, model=model_lib.from_config(config), config=config)
-    blank = data.blank_batch(dataset, config.batch_size // jax.process_count())
-    training: Any = parallel.data_parallel(step, donate_state=True)
-    compiled = training.lower(state, parallel.shard(blank)).compile()
+    step = functools.partial(
+        train_step,
+        model=model_lib.from_config(config, layout.column_axis),
+        config=config,
+        num_train=dataset.num_train,
+    )
+    blank = layout.shard(data.blank_batch(dataset, config.batch_size // jax.process_count()))
+    compiled = layout.spread(step, updates_state=True).lower(state, blank).compile()
     print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return compiled
-
-
-def _learning_rate(config: ConfigDict, state: TrainState) -> dict[str, float]:
-    scale = parallel.unreplicate(state.plateau.scale)
-    return {"learning_rate": float(config.learning_rate * scale)}
 
 
 def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:

@@ -30,6 +30,11 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.01
     config.momentum = 0.9
     config.weight_decay = 5e-4
+    # Where parameters, by the names of their layer and themselves (globs), are treated otherwise:
+    config.rate_factors = ()  # (("*/bias", 2.0),): factors of the learning rate
+    config.weight_decays = ()  # (("*/bias", 0.0),): in place of weight_decay
+    config.schedule = "plateau"  # 'epochs': the rate follows `milestones` alone
+    config.milestones = ()  # ((25, "*", 0.1), ...): a factor from the 25th epoch on
     # The learning rate is multiplied by `factor` when `patience` evaluations in a row have not
     # lowered the validation error by the relative `rtol`.
     config.plateau = ConfigDict()
@@ -46,20 +51,28 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 1000
     config.model.groups = 1  # 2: the paper's two columns, on one device
     config.model.cross_layers = ("conv3",)  # with groups=2: the layers that read both columns
+    config.model.layers = ("conv1", "conv2", "conv3", "conv4", "conv5")
     config.model.features = (96, 256, 384, 384, 256)
     config.model.kernels = (11, 5, 3, 3, 3)
     config.model.strides = (4, 1, 1, 1, 1)
     config.model.padding = (0, 2, 1, 1, 1)
+    config.model.ceil_mode = False  # True: windows may overhang, as in the released code
+    config.model.stages = (  # what follows each convolution, in order
+        ("relu", "lrn", "max_pool"),
+        ("relu", "lrn", "max_pool"),
+        ("relu",),
+        ("relu",),
+        ("relu", "max_pool"),
+    )
     config.model.hidden = (4096, 4096)
     config.model.dropout = 0.5
     config.model.dropout_scaling = "test"  # the paper's halving; "train" is that of libraries
-    config.model.lrn = ConfigDict({"layers": ("conv1", "conv2")})
-    config.model.lrn.update({"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75})
+    config.model.lrn = ConfigDict({"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75})
     config.model.lrn.within_groups = True  # with groups=2: windows end at the column's border
-    config.model.pool = ConfigDict({"layers": ("conv1", "conv2", "conv5")})
-    config.model.pool.update({"window": 3, "stride": 2})
+    config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 4e-5, "beta": 0.75})
+    config.model.pool = ConfigDict({"window": 3, "stride": 2})
     config.model.initializer = "normal"  # N(0, init_std); 'he_normal' ignores init_std
-    config.model.init_std = 0.01
+    config.model.init_std = 0.01  # or a tuple, conv1 to fc8
     config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # conv1 to fc8
     config.model.input_scale = 1.0  # N(0, .01) and LRN's alpha assume pixels of 0 to 255
 
@@ -75,5 +88,10 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.crop = 227
     config.augment.flip = True
+    config.augment.shared_by = 1  # consecutive pictures of a batch that share crop and reflection
+    config.augment.mean_crop = "same"  # 'centre': of the mean image, whatever the crop
     config.augment.colour_std = 0.1
+    config.augment.colour_rule = "paper"  # 'released': see augment.colour_axes
+    config.augment.colour_epochs = placeholder(int)  # where given, no colour after so many epochs
+    config.augment.test_crops = "ten"  # 'nine': a 3 x 3 grid of crops, unreflected
     return config

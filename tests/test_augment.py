@@ -98,13 +98,13 @@ def test_the_centre_crop_is_the_centre():
 
 def test_ten_crops_are_corners_centre_and_their_reflections():
     centred = PICTURES.astype(np.float32) - MEAN
-    crops = np.asarray(augment.ten_crops(PICTURES, MEAN, crop=CROP, flip=True))
+    crops = np.asarray(augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=True))
     corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     for i, (y, x) in enumerate(corners):
         window = centred[:, y : y + CROP, x : x + CROP]
         np.testing.assert_array_equal(crops[i], window)
         np.testing.assert_array_equal(crops[i + 5], window[:, :, ::-1])
-    unreflected = augment.ten_crops(PICTURES, MEAN, crop=CROP, flip=False)
+    unreflected = augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=False)
     np.testing.assert_array_equal(unreflected, crops[:5])
 
 
@@ -116,4 +116,10 @@ def test_a_crop_of_the_full_size_is_the_picture():
 @pytest.mark.parametrize("odd", [7, 9])
 def test_odd_margins_crop_within_the_picture(odd):
     assert augment.centre_crop(PICTURES, MEAN, crop=odd).shape == (64, odd, odd, 3)
-    assert augment.ten_crops(PICTURES, MEAN, crop=odd, flip=True).shape == (10, 64, odd, odd, 3)
+    assert augment.evaluation_crops(PICTURES, MEAN, crop=odd, flip=True).shape == (
+        10,
+        64,
+        odd,
+        odd,
+        3,
+    )

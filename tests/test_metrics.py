@@ -3,7 +3,7 @@
 import json
 import time
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from alexnet_jax.metrics import WINDOW, MetricsWriter
@@ -21,6 +21,7 @@ def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
     return MetricsWriter(
         workdir,
         start_step=start_step,
+        seconds=0.0,
         evaluated=evaluated,
         num_steps=1000,
         batch_size=10,
@@ -31,7 +32,7 @@ def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
 
 def _metrics(**others):
     names = ("loss", "top1_error", "top5_error", "learning_rate", "gradient_norm")
-    return {n: np.full(2, 0.5, np.float32) for n in (*names, "parameter_norm")} | others
+    return {n: jnp.float32(0.5) for n in (*names, "parameter_norm")} | others
 
 
 def _lines(workdir):

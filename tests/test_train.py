@@ -22,6 +22,11 @@ from alexnet_jax.train import train_and_evaluate, train_step
 from tests import runs
 
 
+def _step_of_one_device(config, num_train=1438):
+    model = model_lib.from_config(config)
+    return functools.partial(train_step, model=model, config=config, num_train=num_train)
+
+
 def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, data_dir):
     """Dropout and augmentation are on: their keys follow the example, not the device."""
     counts = (1, 2, 4, 8)
@@ -49,14 +54,14 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
 
 
 def test_each_step_crops_and_drops_otherwise(config, digits):
-    batch = parallel.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    step = functools.partial(train_step, model=model_lib.from_config(config), config=config)
-    step = parallel.data_parallel(step)
+    layout = parallel.Pmap()
+    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = layout.spread(_step_of_one_device(config))
     state = initial_state(config, digits)
     losses = []
     for number in (0, 1, 1):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
-        losses.append(float(step(parallel.replicate(of_number), batch)[1]["loss"][0]))
+        losses.append(parallel.one_value(step(layout.place(of_number), batch)[1]["loss"]))
     assert losses[0] != losses[1] == losses[2]
 
 
@@ -66,15 +71,14 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
     config.model.hidden = (64, 64)
     config.learning_rate = 0.02
     batch = next(data.train_batches(digits, seed=0, batch_size=64))
-    model = model_lib.from_config(config)
-    step = functools.partial(train_step, model=model, config=config)
-    step = parallel.data_parallel(step, donate_state=True)
-    state = parallel.replicate(initial_state(config, digits))
+    layout, model = parallel.Pmap(), model_lib.from_config(config)
+    step = layout.spread(_step_of_one_device(config), updates_state=True)
+    state = layout.place(initial_state(config, digits))
     for _ in range(250):  # with augmentation and dropout
-        state, metrics = step(state, parallel.shard(batch))
+        state, metrics = step(state, layout.shard(batch))
         jax.block_until_ready(metrics)  # forced host devices may deadlock with many steps in flight
     crops = (batch["image"] - digits.mean_image)[:, 2:69, 2:69]
-    logits = jax.jit(model.apply)({"params": parallel.unreplicate(state.params)}, crops)
+    logits = jax.jit(model.apply)({"params": layout.fetch(state.params)}, crops)
     assert (np.asarray(logits).argmax(1) != batch["label"]).sum() == 0
     assert metrics["loss"][0] < 0.5
 
@@ -83,8 +87,9 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
 def test_evaluation_sees_every_example_once(config, digits, batch_size):
     state = initial_state(config, digits)
     model = model_lib.from_config(config)
-    step, _ = eval_steps(config)
-    found = evaluate(step, parallel.replicate(state), digits, batch_size, StopRequest())
+    layout = parallel.Pmap()
+    step, _ = eval_steps(config, layout)
+    found = evaluate(step, layout.place(state), digits, batch_size, layout, StopRequest())
 
     batches = data.eval_batches(digits, batch_size=len(digits.mean_image) * 8)
     rows = [(b["image"][b["mask"]], b["label"][b["mask"]]) for b in batches]
@@ -109,9 +114,10 @@ def test_ten_crops_average_the_softmax_outputs(config, digits):
     config.augment.flip = True
     state = initial_state(config, digits)
     model = model_lib.from_config(config)
-    _, step = eval_steps(config)
+    layout = parallel.Pmap()
+    _, step = eval_steps(config, layout)
     batch = next(iter(data.eval_batches(digits, batch_size=16)))
-    found = step(parallel.replicate(state), parallel.shard(batch))
+    found = step(layout.place(state), layout.shard(batch))
 
     centred = batch["image"].astype(np.float64) - digits.mean_image
     mean = 0
@@ -181,9 +187,9 @@ def _stop_in_evaluation(number):
     """Return an `evaluate` in whose call `number` a stop is requested."""
     calls = iter(range(1000))
 
-    def evaluate_and_stop(step, state, dataset, batch_size, stop):
+    def evaluate_and_stop(step, state, dataset, batch_size, layout, stop):
         stop.requested |= next(calls) == number
-        return evaluate(step, state, dataset, batch_size, stop)
+        return evaluate(step, state, dataset, batch_size, layout, stop)
 
     return evaluate_and_stop
 

@@ -1,0 +1,59 @@
+"""AlexNet on ImageNet as the code that the authors released in 2012 trained it: two columns.
+
+Source    the network `layers-145` of the source published by the Computer History Museum, whose
+          logged errors are those of the paper. Where it differs from the paper's text, which
+          configs/alexnet.py follows: crops of 224 whose last windows overhang, normalisation of
+          conv1 before its ReLU and with alpha / n, a spatial norm after conv2's, pooling of conv5
+          before its ReLU, N(0, .03) for conv3 to conv5, rates and decay of the biases, a schedule
+          by epochs, colour by standard deviations, one mean for all crops.
+Data      imagenet2012: 256 px squares.
+Cost      60,965,224 parameters, 0.72 G multiply-adds an image forward; 90 epochs (five to six days
+          on two GTX 580 in 2012).
+Error     40.664 % top-1, 18.210 % top-5 on ILSVRC-2012's validation set, ten crops, as logged by
+          the authors. Not yet reproduced here.
+
+Runs on any number of devices as it is; `--config.parallel=split` gives each pair of them a column
+each, as the authors did. `augment.shared_by` repeats an artefact of theirs; 1 is better practice.
+The schedule of the biases' rates is not known: here it is the weights', times two.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import alexnet
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    config = alexnet.get_config()
+    config.rate_factors = (("*/bias", 2.0),)
+    config.weight_decays = (("*/bias", 0.0),)
+    config.schedule = "epochs"
+    config.milestones = (
+        (25, "*", 0.1),
+        (51, "*", 0.1),
+        (67, "conv1/*", 0.1),
+        (72, "conv1/*", 0.0),  # frozen: neither decay nor momentum moves it
+        (79, "*", 0.1),
+    )
+
+    config.model.groups = 2
+    config.model.ceil_mode = True
+    config.model.stages = (
+        ("lrn", "max_pool", "relu"),
+        ("relu", "lrn", "spatial_norm", "max_pool"),
+        ("relu",),
+        ("relu",),
+        ("max_pool", "relu"),
+    )
+    config.model.lrn.alpha = 1e-4 / 5
+    config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
+    with config.model.ignore_type():
+        config.model.init_std = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
+    config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+
+    config.augment.crop = 224
+    config.augment.shared_by = 32
+    config.augment.mean_crop = "centre"
+    config.augment.colour_rule = "released"
+    config.augment.colour_epochs = 66
+    return config

@@ -1,0 +1,27 @@
+"""Krizhevsky's CIFAR-10 net "11 %": cifar10_13pct with local response normalisation.
+
+Source    Krizhevsky's cuda-convnet, `layers-conv-local-11pct`.
+Data      as cifar10_13pct. He trained 350 epochs on four fifths of the training pictures, the rest
+          telling him when to stop, then on all of them; here all are used from the start.
+Cost      2,112,970 parameters, 19.5 M multiply-adds an image forward; 520 epochs.
+Error     11 % published; not yet repeated here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10_13pct
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    config = cifar10_13pct.get_config()
+    config.weight_decays = (("conv*", 0.0), ("fc*", 0.01), ("*/bias", 0.0))
+    config.model.features = (64, 64, 64, 32)
+    config.model.stages = (
+        ("relu", "max_pool", "lrn"),
+        ("relu", "lrn", "max_pool"),
+        ("relu",),
+        ("relu",),
+    )
+    config.model.lrn.update({"k": 1.0, "n": 9, "alpha": 1e-3 / 9, "beta": 0.75})
+    return config

@@ -1,0 +1,192 @@
+"""The network divided between the devices of a pair is the two-column network of one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import InputError, checkpoint, data, parallel, predict, restore
+from alexnet_jax import model as model_lib
+from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.state import initial_state
+from alexnet_jax.train import train_and_evaluate, train_step
+from tests import runs
+
+CROSSINGS = [("conv3",), ("conv3", "conv4"), ()]
+
+
+@pytest.fixture
+def two_columns(config):
+    """Return a config of two columns in which normalisation matters."""
+    config.model.groups = 2
+    config.model.lrn.alpha = 0.5
+    return config
+
+
+def _step(config, column_axis=None):
+    model = model_lib.from_config(config, column_axis)
+    return functools.partial(train_step, model=model, config=config, num_train=1438)
+
+
+def _on_one_device(config, state, batch):
+    """Return state and metrics after a step of the grouped network, on one device."""
+    step = jax.jit(jax.vmap(_step(config), axis_name=parallel.DATA))
+    one = jax.tree.map(lambda leaf: leaf[None], (state, batch))
+    return jax.tree.map(lambda leaf: leaf[0], step(*one))
+
+
+@pytest.mark.parametrize("crossing", CROSSINGS)
+@pytest.mark.parametrize("number", [2, 4, 8])
+def test_gradients_of_split_and_grouped_are_equal(
+    two_columns, digits, agree, monkeypatch, crossing, number
+):
+    """With momentum 0 and no decay the velocity after a step is the gradient, dropout included."""
+    config = two_columns
+    config.model.cross_layers = crossing
+    config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 1.0
+    batch = next(data.train_batches(digits, seed=0, batch_size=16))
+    state = initial_state(config, digits)
+    wanted, wanted_metrics = _on_one_device(config, state, batch)
+
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:number])
+    monkeypatch.setattr(jax, "device_count", lambda: number)
+    layout = parallel.Split()
+    step = layout.spread(_step(config, layout.column_axis), updates_state=True)
+    got, metrics = step(layout.place(state), layout.shard(batch))
+    agree(metrics, wanted_metrics, rtol=1e-5, what="metrics ")
+    agree(got.opt_state.trace, wanted.opt_state.trace, rtol=1e-4, what="gradient ")
+    agree(got.params, wanted.params, rtol=1e-4, what="parameters ")
+    for leaf in jax.tree.leaves((got.params, got.opt_state)):
+        shards = {shard.data.shape for shard in leaf.addressable_shards}
+        assert shards == {(*leaf.shape[:-1], leaf.shape[-1] // 2)}
+
+
+def test_logits_of_split_and_grouped_are_equal(two_columns, digits, agree):
+    state = initial_state(two_columns, digits)
+    images = next(data.train_batches(digits, seed=0, batch_size=16))["image"][:, :67, :67] - 100.0
+    grouped = model_lib.from_config(two_columns)
+    layout = parallel.Split()
+    column = model_lib.from_config(two_columns, layout.column_axis)
+
+    def logits(state, images):
+        return jax.lax.all_gather(
+            column.apply({"params": state.params}, images), parallel.DATA, tiled=True
+        )
+
+    got = layout.spread(logits)(layout.place(state), layout.shard({"image": images})["image"])
+    wanted = jax.jit(grouped.apply)({"params": state.params}, images)
+    agree(got, wanted, rtol=1e-5)
+    # The comparison is one of two columns: crossing elsewhere is another network.
+    assert wanted.shape == (16, 10)
+    assert float(jnp.abs(wanted).max()) > 0.1
+
+
+def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir, agree):
+    """Dropout, augmentation and shuffling are on; 2, 4 and 8 devices against one."""
+    layouts = {1: "pmap", 2: "split", 4: "split", 8: "split"}
+    processes = [
+        runs.start(
+            *runs.TINY,
+            f"--workdir={tmp_path / str(devices)}",
+            f"--config.dataset.data_dir={data_dir}",
+            f"--config.parallel={parallel}",
+            "--config.model.groups=2",
+            "--config.model.lrn.alpha=0.5",
+            "--config.num_steps=20",
+            "--config.learning_rate=0.02",
+            devices=devices,
+        )
+        for devices, parallel in layouts.items()
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    lines = [runs.metrics(tmp_path / str(n)) for n in layouts]
+    states = [checkpoint.load(tmp_path / str(n), "latest")[1] for n in layouts]
+    losses = [[line["loss"] for line in of_run] for of_run in lines]
+    assert len(losses[0]) == 20
+    assert abs(losses[0][-1] - losses[0][0]) > 1e-2  # they do change
+    for devices, of_run, state in zip(layouts, losses, states, strict=True):
+        agree(of_run, losses[0], rtol=1e-4, what=f"20 losses, {devices} devices")
+        agree(state.params, states[0].params, rtol=1e-3, what=f"parameters, {devices} devices ")
+
+
+def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path, agree):
+    config = two_columns
+    config.checkpoint_every_steps = 2
+
+    def run(name, plan):
+        for num_steps, layout in plan:
+            config.num_steps, config.parallel = num_steps, layout
+            train_and_evaluate(config, tmp_path / name)
+        return checkpoint.load(tmp_path / name, "latest")[1]
+
+    wanted = run("pmap", [(6, "pmap")])
+    moved = run("moved", [(2, "split"), (4, "pmap"), (6, "split")])
+    split = run("split", [(6, "split")])
+    again = run("again", [(3, "split"), (6, "split")])
+    agree(moved.params, wanted.params, rtol=1e-4, what="moved ")
+    agree(split.params, wanted.params, rtol=1e-4, what="split ")
+    jax.tree.map(np.testing.assert_array_equal, again, split)  # continued: to the bit
+
+    # What was trained split is used on one device, with the grouped network.
+    model, variables, _ = restore(tmp_path / "split")
+    assert model.column_axis is None
+    assert {d for leaf in jax.tree.leaves(variables) for d in leaf.devices()} == {jax.devices()[0]}
+    evaluated = evaluate_checkpoint(tmp_path / "split")
+    last = runs.metrics(tmp_path / "split", "val")[-1]
+    assert evaluated["top1_error"] == pytest.approx(last["top1_error"], abs=1e-9)
+    assert len(predict(tmp_path / "split", np.zeros((72, 72), np.uint8))) == 1
+
+
+def test_a_device_of_a_pair_holds_about_half(two_columns, digits):
+    """Of parameters, velocity and maps, as the compiled steps say; one pair against one device."""
+    config = two_columns
+    config.model.features, config.model.hidden = (32, 64, 64, 64, 64), (512, 512)
+    config.dataset.image_size = 72
+    state = initial_state(config, digits)
+    batch = next(data.train_batches(digits, seed=0, batch_size=16))
+
+    def memory(layout):
+        step = layout.spread(_step(config, layout.column_axis), updates_state=True)
+        lowered = step.lower(layout.place(state), layout.shard(batch))
+        return lowered.compile().memory_analysis()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
+        patch.setattr(jax, "device_count", lambda: 2)
+        split = memory(parallel.Split())
+    step = jax.jit(jax.vmap(_step(config), axis_name=parallel.DATA), donate_argnums=(0,))
+    one = jax.tree.map(lambda leaf: leaf[None], (state, batch))
+    grouped = step.lower(*one).compile().memory_analysis()
+
+    images = batch["image"].nbytes + state.mean_image.nbytes
+    halves = (split.argument_size_in_bytes - images) / (grouped.argument_size_in_bytes - images)
+    assert 0.5 <= halves < 0.51
+    assert 0.4 < split.temp_size_in_bytes / grouped.temp_size_in_bytes < 0.65
+
+
+def test_an_odd_number_of_devices_is_refused_before_compiling(tmp_path, data_dir):
+    done = runs.run(
+        *runs.TINY,
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.parallel=split",
+        "--config.model.groups=2",
+        devices=3,
+    )
+    assert done.returncode == 2
+    assert "there are 3 here: take an even number, or parallel='pmap'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_pairs_cannot_share_is_refused(two_columns):
+    two_columns.parallel, two_columns.batch_size = "split", 10
+    with pytest.raises(
+        InputError, match="10 cannot be divided over 4 pairs of devices; .* 8 or 12"
+    ):
+        parallel.layout(two_columns)
