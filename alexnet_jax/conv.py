@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Images NHWC, kernels HWIO, as XLA numbers dimensions.
@@ -84,18 +85,16 @@ def _weight_gradient(x, g, *, shape, strides, padding):
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
     x = x.reshape(-1, sides[0], strides[0], sides[1], strides[1], channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *sides, strides[0] * strides[1] * channels)
-    everything = ((0, 1, 2), (0, 1, 2))
-    dots = [
-        lax.dot_general(
-            x[:, i : i + outputs[0], j : j + outputs[1]],
-            g,
-            (everything, ((), ())),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
-        for i in range(blocks[0])
-        for j in range(blocks[1])
-    ]
-    dw = jnp.stack(dots).reshape(*blocks, *strides, channels, features)
+
+    def at(place):
+        part = lax.dynamic_slice(x, (0, *place, 0), (x.shape[0], *outputs, x.shape[3]))
+        everything = ((0, 1, 2), (0, 1, 2))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return lax.dot_general(part, g, (everything, ((), ())), preferred_element_type=wide)
+
+    # One after the other: XLA would hold the slices of all products at the same time.
+    rows, columns = np.indices(blocks).reshape(2, -1)
+    dw = lax.map(at, (rows, columns)).reshape(*blocks, *strides, channels, features)
     dw = dw.transpose(0, 2, 1, 3, 4, 5).reshape(
         blocks[0] * strides[0], blocks[1] * strides[1], channels, features
     )
