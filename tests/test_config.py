@@ -8,7 +8,7 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from configs import alexnet
+from configs import alexnet, alexnet_two_device
 
 RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
 
@@ -51,6 +51,26 @@ def test_the_default_recipe_has_every_field():
         ("model.lrn.n", 0),
         ("model.initializer", "xavier"),
         ("model.biases", (0.0,) * 7),
+        ("model.layers", ("conv1", "conv3")),
+        ("model.layers", ()),
+        ("model.stages", (("relu", "norm"),) * 5),
+        ("model.stages", (("relu", "relu"),) * 5),
+        ("model.stages", (("relu",),) * 4),
+        ("model.init_std", (0.01,) * 7),
+        ("model.init_std", 0.0),
+        ("model.cross_layers", ("conv1",)),
+        ("rate_factors", (("*/bias",),)),
+        ("rate_factors", (("*/bias", -1.0),)),
+        ("weight_decays", ("*/bias", 0.0)),
+        ("milestones", ((1, "*", 0.1),)),
+        ("milestones", ((25, 0.1),)),
+        ("milestones", ((25, "*", float("nan")),)),
+        ("schedule", "cosine"),
+        ("augment.shared_by", 0),
+        ("augment.mean_crop", "none"),
+        ("augment.colour_rule", "pca"),
+        ("augment.colour_epochs", -1),
+        ("augment.test_crops", "five"),
         ("dataset.name", ""),
         ("dataset.encoding", "png"),
         ("dataset.on_error", "ignore"),
@@ -110,8 +130,44 @@ def test_columns_that_do_not_divide_the_maps_are_refused():
         config_lib.validate(config)
 
 
-def test_a_config_survives_its_file(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.groups": 1}, "give --config.model.groups=2"),
+        ({"model.num_classes": 5}, r"num_classes=5 is odd; take parallel='pmap'"),
+        ({"model.lrn.within_groups": False}, r"lrn\.within_groups must be True"),
+        ({"model.hidden": (4096, 4095)}, "does not divide the 4095 units of fc7"),
+        ({"model.layers": ("conv1", "conv2", "conv3", "conv4", "local5")}, "local5 is locally"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(changes, message):
+    config = alexnet_two_device.get_config()
+    config_lib.validate(config)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"milestones": ((9, "*", 0.1),)}, "milestones count only with --config.schedule=epochs"),
+        ({"rate_factors": (("conv6/*", 2.0),)}, "rate_factors names 'conv6/.', which no parameter"),
+        ({"weight_decays": (("bias", 0.0),)}, "weight_decays names 'bias', which no parameter"),
+        ({"schedule": "epochs", "milestones": ((9, "fc9/*", 0.1),)}, "milestones names 'fc9/.'"),
+        ({"model.ceil_mode": True, "model.pool.stride": 4}, "stride=4 is larger than its window 3"),
+    ],
+)
+def test_rules_that_would_do_nothing_are_refused(changes, message):
     config = alexnet.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_survives_its_file(tmp_path, name):
+    config = importlib.import_module(f"configs.{name}").get_config()
     config.num_steps = 7
     config_lib.save(config, tmp_path / "config.json")
     assert config_lib.load(tmp_path / "config.json").to_dict() == config.to_dict()

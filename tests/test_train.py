@@ -110,8 +110,23 @@ def test_evaluation_sees_every_example_once(config, digits, batch_size):
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_ten_crops_average_the_softmax_outputs(config, digits):
-    config.augment.flip = True
+TEN = [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]
+NINE = [(y, x) for y in (0, 2, 5) for x in (0, 2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("number", "mean_crop", "corners", "reflected"),
+    [
+        ("ten", "same", TEN, True),
+        ("ten", "centre", TEN, True),
+        ("nine", "centre", NINE, False),
+    ],
+)
+def test_the_softmax_outputs_of_the_crops_are_averaged(
+    config, digits, agree, number, mean_crop, corners, reflected
+):
+    config.augment.flip, config.augment.test_crops = True, number
+    config.augment.mean_crop = mean_crop
     state = initial_state(config, digits)
     model = model_lib.from_config(config)
     layout = parallel.Pmap()
@@ -119,16 +134,71 @@ def test_ten_crops_average_the_softmax_outputs(config, digits):
     batch = next(iter(data.eval_batches(digits, batch_size=16)))
     found = step(layout.place(state), layout.shard(batch))
 
-    centred = batch["image"].astype(np.float64) - digits.mean_image
-    mean = 0
-    for y, x in [(0, 0), (0, 5), (5, 0), (5, 5), (2, 2)]:
-        window = centred[:, y : y + 67, x : x + 67]
-        for crop in (window, window[:, :, ::-1]):
-            logits = model.apply({"params": state.params}, crop.astype(np.float32))
-            mean += np.asarray(jax.nn.softmax(logits), np.float64) / 10
+    views = []
+    mean_image = digits.mean_image.astype(np.float64)
+    for y, x in corners:
+        window = batch["image"][:, y : y + 67, x : x + 67].astype(np.float64)
+        own_mean = mean_image[y : y + 67, x : x + 67]
+        centre_mean = mean_image[2:69, 2:69]
+        if mean_crop == "same":
+            views.append(window - own_mean)
+            views += [(window - own_mean)[:, :, ::-1]] * reflected
+        else:
+            views.append(window - centre_mean)
+            views += [window[:, :, ::-1] - centre_mean] * reflected
+    assert len(views) == (10 if number == "ten" else 9)
+    apply = jax.jit(model.apply)
+    logits = [apply({"params": state.params}, v.astype(np.float32)) for v in views]
+    mean = np.mean([np.asarray(jax.nn.softmax(of_view), np.float64) for of_view in logits], 0)
     losses = -np.log(mean[np.arange(16), batch["label"]])
-    assert found["loss"][0] == pytest.approx(losses.sum(), rel=1e-5)
+    agree(parallel.one_value(found["loss"]), losses.sum(), rtol=1e-5)
     assert found["top1_error"][0] == (mean.argmax(1) != batch["label"]).sum()
+
+
+def test_the_history_of_the_plateau_is_in_the_metrics(config, tmp_path):
+    """An error that cannot fall divides the rate; the lines say when and why."""
+    config.batch_size, config.num_steps = 360, 32  # an epoch ends with step 4, 8, 12, ...
+    config.eval_every_epochs, config.learning_rate = 1, 1e-9
+    config.plateau.patience, config.plateau.min_scale = 2, 1e-2
+    train_and_evaluate(config, tmp_path)
+    validation = runs.metrics(tmp_path, "val")
+    assert len({line["top1_error"] for line in validation}) == 1
+    best = validation[0]["top1_error"]
+    assert [line["plateau_best"] for line in validation] == pytest.approx([best] * 8)
+    assert [line["plateau_count"] for line in validation] == [0, 1, 0, 1, 0, 1, 0, 1]
+    scales = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01]
+    assert [line["plateau_scale"] for line in validation] == pytest.approx(scales, rel=1e-5)
+    # A line's rate is the one its step was taken with.
+    taken_with = [1e-9 * s for s in (1, *scales[:-1])]
+    assert [line["learning_rate"] for line in validation] == pytest.approx(taken_with, rel=1e-5)
+    rates = {line["step"]: line["learning_rate"] for line in runs.metrics(tmp_path)}
+    assert [rates[line["step"]] for line in validation] == pytest.approx(taken_with, rel=1e-5)
+
+
+def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits):
+    """Milestones and colour_epochs act from the first step of their epoch on."""
+    config.batch_size, config.schedule = 16, "epochs"
+    config.milestones = ((2, "*", 0.1), (2, "conv1/*", 0.0))
+    config.augment.colour_std, config.augment.colour_epochs = 1.0, 1
+    config.augment.colour_rule = "released"
+    layout = parallel.Pmap()
+    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = layout.spread(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
+    state = initial_state(config, digits)
+    plain = config.copy_and_resolve_references()
+    plain.augment.colour_std = 0.0
+    plain_step = layout.spread(_step_of_one_device(plain, num_train=40))
+    for number, epoch in ((2, 1), (3, 2)):
+        placed = layout.place(state.replace(step=jnp.int32(number)))
+        after, metrics = step(placed, batch)
+        _, plain_metrics = plain_step(placed, batch)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, placed.params)
+        assert moved["conv1"] == dict.fromkeys(("kernel", "bias"), epoch == 1)
+        assert moved["fc8"]["kernel"]
+        rate = parallel.one_value(metrics["learning_rate"])
+        assert rate == pytest.approx(0.01 * (1.0 if epoch == 1 else 0.1))
+        same = parallel.one_value(metrics["loss"]) == parallel.one_value(plain_metrics["loss"])
+        assert same == (epoch == 2)
 
 
 def test_a_continued_run_ends_as_an_uninterrupted_one(config, tmp_path):
