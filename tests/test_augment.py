@@ -1,5 +1,8 @@
 """Crops, reflections and colour: compared with slices and sums in NumPy."""
 
+from collections import defaultdict
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,19 +15,36 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), np.uin
 MEAN = np.random.default_rng(1).uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
 IDS = jnp.arange(len(PICTURES))
 
+# Published for ImageNet: axes of the covariance of RGB, one a column, and the standard deviations
+# along them.
+AXES = np.array([[0.418, -0.817, 0.397], [-0.713, -0.024, 0.701], [-0.564, -0.576, -0.592]])
+DEVIATIONS = np.array([19.72, 37.09, 121.78])
+COLOUR_STD = 0.1
 
-def _crops(pictures=PICTURES, ids=IDS, key=0, colour=None, flip=True, colour_std=0.0, crop=CROP):
+
+def _crops(
+    pictures=PICTURES,
+    ids=IDS,
+    key=0,
+    colour=None,
+    flip=True,
+    colour_std=0.0,
+    crop=CROP,
+    mean=MEAN,
+    **options,
+):
     colour = jnp.zeros((3, 3)) if colour is None else colour
     return np.asarray(
         augment.random_crops(
             jax.random.key(key),
             ids,
             pictures,
-            MEAN,
+            mean,
             colour,
             crop=crop,
             flip=flip,
             colour_std=colour_std,
+            **options,
         )
     )
 
@@ -38,6 +58,17 @@ def _place(picture, crop):
             for reflected in (False, True):
                 if np.array_equal(window[:, ::-1] if reflected else window, crop):
                     return y, x, reflected
+    return None
+
+
+def _place_less_centre(picture, crop):
+    """Return (y, x, reflected) of the crop of `picture` that, less MEAN's centre, equals `crop`."""
+    for y, x in np.ndindex(SIZE - CROP + 1, SIZE - CROP + 1):
+        window = picture[y : y + CROP, x : x + CROP].astype(np.float32)
+        for reflected in (False, True):
+            seen = window[:, ::-1] if reflected else window
+            if np.array_equal(seen - MEAN[2:10, 2:10], crop):
+                return y, x, reflected
     return None
 
 
@@ -69,6 +100,32 @@ def test_another_step_crops_otherwise():
     assert not np.array_equal(_crops(key=0), _crops(key=1))
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_runs_of_ids_share_crop_and_reflection(first):
+    crops = _crops(ids=IDS + first, shared_by=8)
+    runs = defaultdict(set)
+    for row, (picture, crop) in enumerate(zip(PICTURES, crops, strict=True)):
+        runs[(row + first) // 8].add(_place(picture, crop))
+    assert all(len(places) == 1 for places in runs.values())
+    places = set.union(*runs.values())
+    assert None not in places
+    assert len(places) > 3  # eight draws of 50: three different ones at most in 1 of 300,000 cases
+
+
+def test_pictures_that_share_a_crop_differ_in_colour():
+    plain = _crops(shared_by=64)
+    shift = (_crops(colour=jnp.eye(3), colour_std=1.0, shared_by=64) - plain)[:, 0, 0]
+    assert len(np.unique(shift.round(3), axis=0)) == len(PICTURES)
+
+
+def test_the_centre_of_the_mean_is_subtracted_from_every_crop_after_its_reflection():
+    crops = _crops(mean_crop="centre")
+    places = [_place_less_centre(p, crop) for p, crop in zip(PICTURES, crops, strict=True)]
+    assert None not in places
+    assert {reflected for _, _, reflected in places} == {False, True}
+    assert len(set(places)) > 20
+
+
 def test_colour_shifts_a_picture_as_a_whole_by_the_matrix():
     colour = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [3.0, 0.0, 1.0]], np.float32)
     pictures = np.tile(PICTURES[:1], (4000, 1, 1, 1))
@@ -83,11 +140,112 @@ def test_colour_shifts_a_picture_as_a_whole_by_the_matrix():
 
 def test_colour_axes_have_the_published_size_on_imagenet():
     """Standard deviations 19.72, 37.09, 121.78 give shifts of .15, .54 and 5.8 grey levels."""
-    axes = np.array([[0.418, -0.817, 0.397], [-0.713, -0.024, 0.701], [-0.564, -0.576, -0.592]])
-    deviations = np.array([19.72, 37.09, 121.78])
-    columns = np.asarray(augment.colour_axes(jnp.asarray(axes), jnp.asarray(deviations**2)))
-    lengths = np.linalg.norm(0.1 * columns, axis=0)
+    columns = np.asarray(augment.colour_axes(jnp.asarray(AXES), jnp.asarray(DEVIATIONS**2)))
+    lengths = np.linalg.norm(COLOUR_STD * columns, axis=0)
     np.testing.assert_allclose(lengths, [0.1525, 0.5395, 5.816], rtol=2e-3)
+
+
+def test_the_released_codes_axes_are_as_long_as_the_standard_deviations(agree):
+    vectors, values = jnp.asarray(AXES), jnp.asarray(DEVIATIONS**2)
+    columns = np.asarray(augment.colour_axes(vectors, values, "released"))
+    for i in range(3):
+        wanted = [AXES[channel, i] * DEVIATIONS[i] for channel in range(3)]
+        agree(columns[:, i], np.array(wanted), rtol=1e-6, what=f"axis {i}")
+
+
+def test_the_released_code_divides_the_shifted_picture():
+    centred = PICTURES.astype(np.float64) - MEAN
+    options = {"crop": SIZE, "flip": False, "colour": 50 * jnp.eye(3), "colour_std": COLOUR_STD}
+    shift = 1.1 * _crops(colour_rule="released", **options) - centred
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-3)
+    assert shift.std((0, 1, 2)) == pytest.approx([5, 5, 5], rel=0.3)
+    # The paper's rule draws the same shift and divides nothing.
+    np.testing.assert_allclose(_crops(**options) - centred, shift, atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_a_traced_deviation_of_zero_neither_shifts_nor_divides(rule):
+    def crops(colour_std):
+        return augment.random_crops(
+            jax.random.key(0),
+            IDS,
+            PICTURES,
+            MEAN,
+            50 * jnp.eye(3),
+            crop=SIZE,
+            flip=False,
+            colour_std=colour_std,
+            colour_rule=rule,
+        )
+
+    crops = jax.jit(crops)
+    centred = PICTURES.astype(np.float32) - MEAN
+    np.testing.assert_array_equal(crops(0.0), centred)
+    assert np.abs(crops(COLOUR_STD) - centred).max() > 1
+
+
+def test_a_traced_deviation_shifts_as_the_number_does(agree):
+    options = {"colour": 50 * jnp.eye(3), "colour_rule": "released"}
+    traced = _crops(colour_std=jnp.float32(COLOUR_STD), **options)
+    agree(traced, _crops(colour_std=COLOUR_STD, **options), rtol=1e-6)
+
+
+# What each axis of ImageNet is multiplied by: the alphas have the deviation COLOUR_STD.
+LENGTHS = {"paper": DEVIATIONS**2 / 255, "released": DEVIATIONS}
+RULES = pytest.mark.parametrize("rule", LENGTHS)
+KEYS, PER_KEY = 4, 10_000
+DRAWS = KEYS * PER_KEY
+
+
+@cache
+def _alphas(rule):
+    """Return (KEYS, PER_KEY, 3) shifts of black pictures, undone by what the covariance should be.
+
+    With the Cholesky factor L of the covariance C that the rule says, L^-1 shift has the covariance
+    I if shifts have C. Each direction counts on its own scale: in grey levels the third axis would
+    hide the others.
+    """
+    covariance = COLOUR_STD**2 * AXES @ np.diag(LENGTHS[rule] ** 2) @ AXES.T
+    pixels, mean = np.zeros((PER_KEY, 1, 1, 3), np.uint8), np.zeros((1, 1, 3), np.float32)
+    colour = augment.colour_axes(jnp.asarray(AXES), jnp.asarray(DEVIATIONS**2), rule)
+    options = {"colour": colour, "colour_std": COLOUR_STD, "colour_rule": rule}
+    ids = jnp.arange(PER_KEY)
+    shifts = [_crops(pixels, ids, key, crop=1, mean=mean, **options) for key in range(KEYS)]
+    shifts = np.array(shifts, np.float64).reshape(DRAWS, 3)
+    if rule == "released":
+        shifts *= 1 + COLOUR_STD
+    return np.linalg.solve(np.linalg.cholesky(covariance), shifts.T).T.reshape(KEYS, PER_KEY, 3)
+
+
+@RULES
+def test_shifts_have_the_covariance_of_the_rule_on_imagenet(rule):
+    alphas = _alphas(rule).reshape(DRAWS, 3)
+    difference = alphas.T @ alphas / DRAWS - np.eye(3)
+    # Of n normal draws, a variance has the standard error sqrt(2/n), a covariance sqrt(1/n).
+    standard_errors = np.sqrt((1 + np.eye(3)) / DRAWS)
+    assert (np.abs(difference) < 5 * standard_errors).all(), difference / standard_errors
+
+
+@RULES
+def test_shifts_have_no_mean(rule):
+    mean = _alphas(rule).mean((0, 1))
+    assert (np.abs(mean) < 5 * DRAWS**-0.5).all(), mean * DRAWS**0.5
+
+
+@RULES
+def test_shifts_are_normal(rule):
+    fourth_moment = (_alphas(rule) ** 4).mean((0, 1))
+    # 3 for normal numbers, and 105 - 9 is the variance of their fourth powers.
+    assert (np.abs(fourth_moment - 3) < 5 * np.sqrt(96 / DRAWS)).all(), fourth_moment
+
+
+@RULES
+def test_shifts_of_other_examples_and_steps_are_independent(rule):
+    alphas = _alphas(rule)
+    for one, other in [(alphas[:, :-1], alphas[:, 1:]), (alphas[:-1], alphas[1:])]:
+        pairs = one[..., 0].size
+        correlations = np.einsum("kni,knj->ij", one, other) / pairs
+        assert (np.abs(correlations) < 5 * pairs**-0.5).all(), correlations * pairs**0.5
 
 
 def test_the_centre_crop_is_the_centre():
@@ -106,6 +264,29 @@ def test_ten_crops_are_corners_centre_and_their_reflections():
         np.testing.assert_array_equal(crops[i + 5], window[:, :, ::-1])
     unreflected = augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=False)
     np.testing.assert_array_equal(unreflected, crops[:5])
+
+
+def _windows(pictures, number):
+    """Return what the test nets see of `pictures`, as float32."""
+    nine = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)]
+    corners = nine if number == "nine" else [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+    windows = [pictures[:, y : y + CROP, x : x + CROP] for y, x in corners]
+    reflected = [] if number == "nine" else [window[:, :, ::-1] for window in windows]
+    return np.stack(windows + reflected).astype(np.float32)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_nine_crops_are_a_grid_without_reflections(flip):
+    crops = augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=flip, number="nine")
+    np.testing.assert_array_equal(crops, _windows(PICTURES.astype(np.float32) - MEAN, "nine"))
+
+
+@pytest.mark.parametrize("number", ["nine", "ten"])
+def test_all_test_crops_lose_the_centre_of_the_mean_as_it_is(number):
+    crops = augment.evaluation_crops(
+        PICTURES, MEAN, crop=CROP, flip=True, mean_crop="centre", number=number
+    )
+    np.testing.assert_array_equal(crops, _windows(PICTURES, number) - MEAN[2:10, 2:10])
 
 
 def test_a_crop_of_the_full_size_is_the_picture():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
+from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import optim
-from alexnet_jax.state import create_state, step_key
+from alexnet_jax.state import abstract_state, create_state, step_key
 from alexnet_jax.train import train_step
 from configs import (
     alexnet,
@@ -82,6 +83,31 @@ def noted(model, params, images, train=False, dropout_key=None):
     return {name: np.asarray(value[0]) for name, value in arrays.items() if name != "__call__"}
 
 
+def _rates_and_decays(name, params):
+    """Return the learning rate and the weight decay of each parameter in the first step."""
+    rate, decay = (0.001, 0.004) if name.startswith("cifar10") else (0.01, 5e-4)
+    decays = (
+        dict.fromkeys(params, decay)
+        | {
+            "alexnet": {},
+            "alexnet_2012_code": {},
+            "cifar10_80sec": {"fc4": 0.03, "fc5": 0.03},
+            "cifar10_18pct": {"fc4": 1.0},
+            "cifar10_13pct": {"conv1": 0.0, "conv2": 0.0},
+            "cifar10_11pct": {"conv1": 0.0, "conv2": 0.0, "fc5": 0.01},
+        }[name]
+    )
+    if name == "alexnet":  # the paper makes no difference between weights and biases
+        return (
+            {layer: {"kernel": rate, "bias": rate} for layer in params},
+            {layer: {"kernel": decay, "bias": decay} for layer in params},
+        )
+    return (
+        {layer: {"kernel": rate, "bias": 2 * rate} for layer in params},
+        {layer: {"kernel": decays[layer], "bias": 0.0} for layer in params},
+    )
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_layer_and_the_update_are_those_of_the_formulas(name, agree):
     config = undisturbed(RECIPES[name])
@@ -107,21 +133,7 @@ def test_every_layer_and_the_update_are_those_of_the_formulas(name, agree):
     after, metrics = of_one_device(jax.tree.map(lambda leaf: leaf[None], state), batch)
 
     loss, gradients = reference.gradients(spec, params, images, labels, masks=masks)
-    leaf_rates = dict.fromkeys(("kernel", "bias"), config.learning_rate)
-    rates = {layer: dict(leaf_rates) for layer in params}
-    decays = {layer: dict.fromkeys(leaf_rates, config.weight_decay) for layer in params}
-    if name != "alexnet":
-        for layer in params:
-            rates[layer]["bias"] *= 2
-            decays[layer]["bias"] = 0.0
-    decay_of = {
-        "cifar10_80sec": {"fc4": 0.03, "fc5": 0.03},
-        "cifar10_18pct": {"fc4": 1.0},
-        "cifar10_13pct": {"conv1": 0.0, "conv2": 0.0},
-        "cifar10_11pct": {"conv1": 0.0, "conv2": 0.0, "fc5": 0.01},
-    }
-    for layer, decay in decay_of.get(name, {}).items():
-        decays[layer]["kernel"] = decay
+    rates, decays = _rates_and_decays(name, params)
     velocity = jax.tree.map(np.asarray, state.opt_state.trace)
     params, velocity = reference.momentum_update(
         params, velocity, gradients, rates=rates, decays=decays, momentum=0.9
@@ -161,6 +173,35 @@ def test_every_constant_of_the_recipes_is_the_published_one():
     norm = code.model.spatial_norm
     assert (norm.k, norm.n, norm.alpha, norm.beta) == (1.0, 5, pytest.approx(4e-5), 0.75)
     assert paper.plateau.factor == 0.1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "decays", "stds"),
+    [
+        (cifar10_80sec, (0.004, 0.004, 0.004, 0.03, 0.03), (1e-4, 0.01, 0.01, 0.1, 0.1)),
+        (cifar10_18pct, (0.004, 0.004, 0.004, 1.0), (1e-4, 0.01, 0.01, 0.01)),
+        (cifar10_13pct, (0.0, 0.0, 0.004, 0.004, 0.004), (1e-4, 0.01, 0.04, 0.04, 0.01)),
+        (cifar10_11pct, (0.0, 0.0, 0.004, 0.004, 0.01), (1e-4, 0.01, 0.04, 0.04, 0.01)),
+    ],
+)
+def test_every_constant_of_the_cifar_nets_is_the_published_one(recipe, decays, stds):
+    config = recipe.get_config()
+    assert (config.batch_size, config.momentum, config.learning_rate) == (128, 0.9, 0.001)
+    assert config.model.ceil_mode
+    assert config.model.init_std == stds
+    assert config.model.biases == (0,) * len(stds)
+    params = abstract_state(config).params
+    for i, layer in enumerate(config_lib.layer_names(config.model)):
+        assert optim.weight_decays(config, params)[layer] == {"kernel": decays[i], "bias": 0.0}
+        for name, rate in (("kernel", 0.001), ("bias", 0.002)):
+            assert optim.learning_rate(config, 0, 1.0, 50_000, f"{layer}/{name}") == rate
+    norm, lrn = config.model.spatial_norm, config.model.lrn
+    if recipe is cifar10_18pct:
+        assert (norm.k, norm.n, norm.beta) == (1.0, 3, 0.75)
+        assert norm.alpha == pytest.approx(5e-5 / 9)
+    if recipe is cifar10_11pct:
+        assert (lrn.k, lrn.n, lrn.beta) == (1.0, 9, 0.75)
+        assert lrn.alpha == pytest.approx(0.001 / 9)
 
 
 def test_the_released_recipe_follows_its_schedule():

@@ -1,5 +1,6 @@
-"""Claims about local_response_norm and max_pool."""
+"""Claims about the normalisations and the poolings."""
 
+import math
 from functools import cache, partial
 
 import jax
@@ -8,12 +9,19 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.ops import local_response_norm, max_pool
+from alexnet_jax.ops import (
+    avg_pool,
+    local_response_norm,
+    max_pool,
+    overhang,
+    spatial_response_norm,
+)
 from tests.reference import ops as reference
 
 LRN = {"k": 2.0, "n": 5, "alpha": 1e-4, "beta": 0.75}
 # Every constant away from its default, so that one which is ignored shows.
 OTHER_LRN = {"k": 1.3, "n": 4, "alpha": 7e-4, "beta": 0.6}
+SPATIAL = {"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75}
 WINDOWS = [(3, 2), (2, 2), (2, 3), (3, 1), (5, 3), (1, 1)]
 # Relative error of one rounding to the type, with room for float32 arithmetic before it.
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-10}
@@ -43,13 +51,24 @@ def lrn(**constants):
 
 
 @cache
-def pool(window, stride):
-    return lambda x: max_pool(x, window=window, stride=stride)
+def spatial_norm(**constants):
+    return lambda x: spatial_response_norm(x, **constants)
 
 
-def pooled_shape(shape, window, stride):
+@cache
+def pool(window, stride, ceil_mode=False):
+    return lambda x: max_pool(x, window=window, stride=stride, ceil_mode=ceil_mode)
+
+
+@cache
+def mean_pool(window, stride, ceil_mode=False):
+    return lambda x: avg_pool(x, window=window, stride=stride, ceil_mode=ceil_mode)
+
+
+def pooled_shape(shape, window, stride, rounded=math.floor):
     *lead, height, width, channels = shape
-    return (*lead, (height - window) // stride + 1, (width - window) // stride + 1, channels)
+    rows, columns = (rounded((side - window) / stride) + 1 for side in (height, width))
+    return (*lead, rows, columns, channels)
 
 
 def bytes_kept(op, shape):
@@ -138,6 +157,75 @@ class TestLocalResponseNorm:
     def test_refuses(self, x, n, message):
         with pytest.raises(ValueError, match=message):
             local_response_norm(x, n=n)
+
+
+class TestSpatialResponseNorm:
+    @pytest.fixture(autouse=True)
+    def _agree(self, agree):
+        self.agree = agree
+
+    def check(self, shape, dtype, rtol, **constants):
+        x, g = activations(shape, dtype), cotangent(shape, dtype)
+        y, dx = value_and_vjp(spatial_norm(**constants), x, g)
+        assert y.dtype == dx.dtype == x.dtype
+        constants = SPATIAL | constants
+        wanted = {
+            "y": reference.spatial_response_norm(x, **constants),
+            "dx": reference.spatial_response_norm_gradient(x, g, **constants),
+        }
+        self.agree({"y": y, "dx": dx}, wanted, rtol=rtol)
+
+    @pytest.mark.parametrize("shape", [(6, 8, 2), (2, 7, 5, 3), (2, 1, 4, 6, 2)])
+    def test_defaults_are_those_of_the_released_code(self, shape):
+        self.check(shape, "float32", 1e-6)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 20])
+    def test_any_window_agrees_with_the_reference(self, n):
+        self.check((2, 5, 8, 3), "float32", 1e-6, **OTHER_LRN | {"n": n})
+
+    @pytest.mark.parametrize("constants", [SPATIAL, OTHER_LRN])
+    def test_bfloat16_loses_one_rounding_only(self, constants):
+        self.check((2, 6, 5, 4), "bfloat16", ROUNDING["bfloat16"], **constants)
+
+    def test_float64_stays_float64(self):
+        with jax.enable_x64(True):
+            self.check((5, 6, 2), "float64", 1e-13, **OTHER_LRN)
+
+    def test_even_window_reaches_further_up_and_left_than_down_and_right(self):
+        # n = 2 and ones: a pixel sees itself, the ones above and to the left, and between them.
+        y = jax.jit(spatial_norm(k=1, n=2, alpha=1, beta=1))(jnp.ones((2, 3, 1)))
+        np.testing.assert_allclose(y[:, :, 0], 1 / np.array([[2, 3, 3], [3, 5, 5]]), 1e-6)
+
+    def test_gradient_is_the_slope_of_the_reference(self):
+        x, g = activations((4, 5, 1)), cotangent((4, 5, 1))
+
+        def loss(x):
+            y = reference.spatial_response_norm(x, **OTHER_LRN)
+            return np.sum(np.asarray(g, np.float64) * y)
+
+        slope = central_differences(loss, np.asarray(x, np.float64), step=1e-3)
+        dx = value_and_vjp(spatial_norm(**OTHER_LRN), x, g)[1]
+        self.agree(dx, slope, rtol=1e-5, what="dx")
+
+    def test_zero_input_gives_zero_and_passes_the_gradient_through(self):
+        y, dx = value_and_vjp(spatial_norm(k=2), jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2)))
+        np.testing.assert_array_equal(y, 0)
+        np.testing.assert_allclose(dx, 2.0**-0.75, 1e-6)
+
+    def test_backward_keeps_the_input_alone(self):
+        assert bytes_kept(spatial_response_norm, (4, 6, 2)) == 4 * 6 * 2 * 4
+
+    @pytest.mark.parametrize(
+        ("x", "n", "message"),
+        [
+            (np.ones((3, 3, 1), np.float32), 0, "spatial_response_norm: n must be at least 1"),
+            (np.ones((3, 3, 1), np.int32), 5, "must be floating, got int32"),
+            (np.ones((3, 3), np.float32), 5, r"must have \(..., H, W, C\), got \(3, 3\)"),
+        ],
+    )
+    def test_refuses(self, x, n, message):
+        with pytest.raises(ValueError, match=message):
+            spatial_response_norm(x, n=n)
 
 
 class TestMaxPool:
@@ -243,7 +331,123 @@ class TestMaxPool:
             max_pool(jnp.zeros(shape), window=window, stride=stride)
 
 
-@pytest.mark.parametrize("op", [lrn(**OTHER_LRN), pool(3, 2)], ids=["lrn", "pool"])
+class TestSizesRoundedUp:
+    """Pooling with ceil_mode."""
+
+    # The last window of 3 with stride 2 overhangs at the right, but not at the bottom.
+    SHAPE = (2, 7, 10, 3)
+
+    @pytest.fixture(autouse=True)
+    def _agree(self, agree):
+        self.agree = agree
+
+    def check(self, x, window, stride):
+        g = cotangent(pooled_shape(x.shape, window, stride, math.ceil), x.dtype)
+        y, dx = value_and_vjp(pool(window, stride, True), x, g)
+        assert y.dtype == dx.dtype == x.dtype
+        np.testing.assert_array_equal(y, reference.overhanging_max_pool(x, window, stride))
+        wanted = reference.max_pool_gradient(x, g, window, stride)
+        self.agree(dx, wanted, rtol=1e-6, what="dx")
+
+    @pytest.mark.parametrize("op", [pool(3, 2, True), mean_pool(3, 2, True)], ids=["max", "avg"])
+    def test_the_sides_of_the_cifar_nets_halve(self, op):
+        for side in (32, 16, 8):
+            y = jax.eval_shape(op, jax.ShapeDtypeStruct((1, side, side, 2), jnp.float32))
+            assert y.shape == (1, side // 2, side // 2, 2)
+
+    @pytest.mark.parametrize("side", [32, 16, 8])
+    def test_max_pool_agrees_with_the_reference_on_the_sides_of_the_cifar_nets(self, side):
+        self.check(cotangent((1, side, side, 2)), 3, 2)
+
+    @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 3), (5, 3), (4, 1)])
+    def test_max_pool_agrees_with_the_reference(self, window, stride):
+        self.check(cotangent(self.SHAPE), window, stride)
+
+    def test_what_overhangs_is_no_maximum_of_negative_numbers(self):
+        x = -1 - jnp.abs(cotangent((1, 8, 8, 2)))
+        assert jax.jit(pool(3, 2, True))(x).max() < 0
+        self.check(x, 3, 2)
+
+    def test_ties_go_to_the_first_maximum(self):
+        few_values = np.random.default_rng(2).integers(0, 3, self.SHAPE)
+        self.check(jnp.asarray(few_values, jnp.float32), 3, 2)
+
+    def test_windows_of_minus_infinity_give_none_of_their_gradient_away(self):
+        dx = value_and_vjp(pool(3, 2, True), jnp.full((4, 4, 1), -jnp.inf), jnp.ones((2, 2, 1)))[1]
+        np.testing.assert_array_equal(dx[:, :, 0].sum(), 4)
+
+    def test_no_rounding_where_the_windows_fit(self):
+        x = cotangent((2, 7, 9, 3))
+        for op in (pool, mean_pool):
+            np.testing.assert_array_equal(jax.jit(op(3, 2, True))(x), jax.jit(op(3, 2))(x))
+
+    def test_a_stride_beyond_the_window_is_refused(self):
+        with pytest.raises(ValueError, match="ceil_mode needs stride 3 <= window 2"):
+            max_pool(jnp.zeros((9, 9, 1)), window=2, stride=3, ceil_mode=True)
+
+    def test_a_window_beyond_the_map_is_refused(self):
+        with pytest.raises(ValueError, match="window 3 does not fit into 2 x 4"):
+            max_pool(jnp.zeros((2, 4, 1)), ceil_mode=True)
+
+    @pytest.mark.parametrize(
+        ("side", "window", "stride", "pixels"),
+        [(32, 3, 2, 1), (16, 3, 2, 1), (8, 3, 2, 1), (55, 3, 2, 0), (224, 11, 4, 3)],
+    )
+    def test_the_overhang_of_known_layers(self, side, window, stride, pixels):
+        assert overhang(side, window, stride) == pixels
+
+    def test_the_overhang_is_the_least_that_lets_windows_reach_the_end(self):
+        for window, stride in [(3, 2), (2, 2), (3, 1), (5, 3), (1, 1), (11, 4)]:
+            for side in range(window, 30):
+                last = next(at for at in range(0, side, stride) if at + window >= side)
+                assert overhang(side, window, stride) == last + window - side
+
+
+class TestAvgPool:
+    @pytest.fixture(autouse=True)
+    def _agree(self, agree):
+        self.agree = agree
+
+    def check(self, shape, window, stride, ceil_mode):
+        x = cotangent(shape)
+        rounded = math.ceil if ceil_mode else math.floor
+        g = cotangent(pooled_shape(shape, window, stride, rounded), seed=2)
+        y, dx = value_and_vjp(mean_pool(window, stride, ceil_mode), x, g)
+        assert y.dtype == dx.dtype == x.dtype
+        wanted = {
+            "y": reference.avg_pool(x, window, stride, ceil_mode),
+            "dx": reference.avg_pool_gradient(x, g, window, stride),
+        }
+        self.agree({"y": y, "dx": dx}, wanted, rtol=1e-6)
+
+    @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 3), (4, 1)])
+    def test_agrees_with_the_reference(self, window, stride):
+        self.check((2, 9, 12, 3), window, stride, ceil_mode=False)
+
+    @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3)])
+    def test_rounded_up_it_agrees_with_the_reference(self, window, stride):
+        self.check((2, 7, 10, 3), window, stride, ceil_mode=True)
+
+    @pytest.mark.parametrize("side", [32, 16, 8])
+    def test_it_agrees_with_the_reference_on_the_sides_of_the_cifar_nets(self, side):
+        self.check((1, side, side, 2), 3, 2, ceil_mode=True)
+
+    @pytest.mark.parametrize("ceil_mode", [False, True])
+    def test_equal_pixels_are_their_own_mean(self, ceil_mode):
+        y = jax.jit(mean_pool(3, 2, ceil_mode))(jnp.full((1, 8, 8, 2), 6.0))
+        np.testing.assert_array_equal(y, 6)
+
+    def test_bfloat16_stays_bfloat16(self):
+        x = cotangent((1, 8, 8, 2), "bfloat16")
+        y, dx = value_and_vjp(mean_pool(3, 2, True), x, cotangent((1, 4, 4, 2), "bfloat16"))
+        assert y.dtype == dx.dtype == x.dtype
+
+
+@pytest.mark.parametrize(
+    "op",
+    [lrn(**OTHER_LRN), spatial_norm(**OTHER_LRN), pool(3, 2)],
+    ids=["lrn", "spatial_norm", "pool"],
+)
 class TestTransformations:
     """What jit, vmap and pmap return is what the plain call returns, gradients included."""
 

@@ -42,6 +42,45 @@ def _channels_of_window(i, n, channels):
     return [j for j in range(channels) if 0 <= j - (i - n // 2) < n]
 
 
+def spatial_response_norm(x, k, n, alpha, beta):
+    """Return y, y_p = x_p d_p^-beta, over the pixels p of each map of x, (..., H, W, C)."""
+    x = np.asarray(x, np.float64)
+    return x * _spatial_denominators(x, k, n, alpha) ** -beta
+
+
+def spatial_response_norm_gradient(x, g, k, n, alpha, beta):
+    """Return the gradient of sum(g * y) with respect to x.
+
+    dy_q/dx_p = [p = q] d_q^-beta - 2 alpha beta x_p x_q d_q^(-beta-1) for p in window(q).
+    """
+    x, g = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    d = _spatial_denominators(x, k, n, alpha)
+    dx = np.zeros_like(x)
+    for r, c in np.ndindex(x.shape[-3:-1]):
+        of_window = -2 * alpha * beta * (g * x * d ** (-beta - 1))[..., r, c, :]
+        dx[..., r, c, :] += (g * d**-beta)[..., r, c, :]
+        for row, column in _pixels_of_window(r, c, n, x.shape):
+            dx[..., row, column, :] += of_window * x[..., row, column, :]
+    return dx
+
+
+def _spatial_denominators(x, k, n, alpha):
+    d = np.full_like(x, k)
+    for r, c in np.ndindex(x.shape[-3:-1]):
+        for row, column in _pixels_of_window(r, c, n, x.shape):
+            d[..., r, c, :] += alpha * x[..., row, column, :] ** 2
+    return d
+
+
+def _pixels_of_window(r, c, n, shape):
+    """Return the n x n pixels from (r - n//2, c - n//2) on, less those that do not exist."""
+    return [
+        (row, column)
+        for row, column in np.ndindex(shape[-3:-1])
+        if 0 <= row - (r - n // 2) < n and 0 <= column - (c - n // 2) < n
+    ]
+
+
 def max_pool(x, window, stride):
     """Return the maximum of each window of x, (..., H, W, C)."""
     x = np.asarray(x, np.float64)
@@ -65,6 +104,61 @@ def max_pool_gradient(x, g, window, stride):
         down, right = np.unravel_index(np.argmax(square), square.shape)
         dx[(*lead, row + down, column + right, channel)] += g[(*lead, r, c, channel)]
     return dx
+
+
+def overhanging_max_pool(x, window, stride):
+    """Return `max_pool` with as many windows as reach a pixel that no earlier one does.
+
+    A slice ends where the map ends, so that a window which overhangs has the pixels that exist.
+    `max_pool_gradient` is this one's too: what it reads of x follows from the shape of g.
+    """
+    x = np.asarray(x, np.float64)
+    squares = _overhanging_squares(x, window, stride)
+    return _in_rows({place: square.max((-3, -2)) for place, square in squares.items()})
+
+
+def avg_pool(x, window, stride, ceil_mode=False):
+    """Return the mean of each window of x, (..., H, W, C), over the pixels that exist."""
+    x = np.asarray(x, np.float64)
+    squares = _overhanging_squares(x, window, stride)
+    if not ceil_mode:
+        whole = (window, window)
+        squares = {at: square for at, square in squares.items() if square.shape[-3:-1] == whole}
+    return _in_rows({place: square.mean((-3, -2)) for place, square in squares.items()})
+
+
+def avg_pool_gradient(x, g, window, stride):
+    """Return the gradient of sum(g * y): each pixel gets a like share of each of its windows' g."""
+    x, g = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    dx = np.zeros_like(x)
+    for r, c in np.ndindex(g.shape[-3:-1]):
+        rows, columns = (slice(i * stride, i * stride + window) for i in (r, c))
+        pixels = dx[..., rows, columns, :]  # a view
+        pixels += g[..., r : r + 1, c : c + 1, :] / (pixels.shape[-3] * pixels.shape[-2])
+    return dx
+
+
+def _overhanging_squares(x, window, stride):
+    """Return {(r, c): the pixels of window (r, c)}, until the windows have reached the ends."""
+
+    def starts(side):
+        found = [0]
+        while found[-1] + window < side:
+            found.append(found[-1] + stride)
+        return list(enumerate(found))
+
+    height, width = x.shape[-3:-1]
+    return {
+        (r, c): x[..., row : row + window, column : column + window, :]
+        for r, row in starts(height)
+        for c, column in starts(width)
+    }
+
+
+def _in_rows(pixels):
+    """Return {(r, c): (..., C)} as an array (..., rows, columns, C)."""
+    rows, columns = (range(1 + max(place)) for place in zip(*pixels, strict=True))
+    return np.stack([np.stack([pixels[r, c] for c in columns], -2) for r in rows], -3)
 
 
 def conv(x, kernel, *, stride, padding):
