@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from alexnet_jax.config import STAGES
 from alexnet_jax.conv import conv_general_dilated
+from alexnet_jax.fields import STAGES
 from alexnet_jax.ops import (
     avg_pool,
     local_response_norm,

@@ -1,13 +1,14 @@
 """Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
 
 import fnmatch
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+from alexnet_jax.epochs import first_step
 
 
 def momentum_sgd(
@@ -71,11 +72,6 @@ def learning_rate(
             reached = step >= first_step(epoch, num_train, config.batch_size)
             rate *= jnp.where(reached, factor, 1.0)
     return rate
-
-
-def first_step(epoch: int, num_train: int, batch_size: int) -> int:
-    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later."""
-    return math.ceil((epoch - 1) * num_train / batch_size)
 
 
 def learning_rates(

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -18,29 +16,13 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment, checkpoint, data, optim, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
-from alexnet_jax.errors import InputError
+from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.epochs import evaluation_due, first_step, total_steps
 from alexnet_jax.evaluate import errors, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
 from alexnet_jax.prepare import prepare
 from alexnet_jax.signals import StopRequest
-from alexnet_jax.state import (
-    TrainState,
-    abstract_state,
-    check_classes,
-    initial_state,
-    step_key,
-)
-
-# Beside `step`, what result.json holds.
-RESULT = (
-    "epoch",
-    "best_step",
-    "top1_error",
-    "top5_error",
-    "ten_crop_top1_error",
-    "ten_crop_top5_error",
-    "seconds",
-)
+from alexnet_jax.state import TrainState, abstract_state, check_classes, step_key
 
 
 def train_step(
@@ -109,7 +91,7 @@ def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | 
     std, epochs = config.augment.colour_std, config.augment.colour_epochs
     if epochs is None or std == 0:
         return std
-    return jnp.where(step < optim.first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
+    return jnp.where(step < first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -127,15 +109,17 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
       InputError: the data, the devices or the run in `workdir` do not fit the config.
     """
     layout = parallel.layout(config)
-    _check_workdir(workdir, config)
+    workdir_lib.check(workdir, config)
     dataset = data.open_dataset(prepare(config.dataset))
     check_classes(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
-        state, run = _begin(config, workdir, dataset, checkpoints)
+        state, run = workdir_lib.begin(config, workdir, dataset, checkpoints)
         config_lib.save(config, workdir / "config.json")
         num_steps = total_steps(config, dataset.num_train)
-        if int(state.step) == num_steps and (result := _finished(workdir, num_steps)):
+        if int(state.step) == num_steps and (
+            result := workdir_lib.finished_result(workdir, num_steps)
+        ):
             return result
         (workdir / "result.json").unlink(missing_ok=True)  # of a run that is being made longer
 
@@ -255,58 +239,6 @@ def _update_plateau(
     return dataclasses.replace(state, plateau=layout.place(plateau)), history
 
 
-def _begin(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    dataset: data.Dataset,
-    checkpoints: checkpoint.Checkpoints,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state to go on from, on one device, and the JSON that goes into checkpoints."""
-    run: dict[str, Any] = {
-        "class_names": list(dataset.class_names),
-        "data": dataset.identity,
-        "seconds": 0.0,
-        "validation": None,  # the metrics of the checkpoint's step, where it was evaluated
-    }
-    latest = checkpoints.latest()
-    if latest is None:
-        return initial_state(config, dataset), run
-    state, saved = checkpoints.restore(latest, abstract_state(config))
-    if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
-        raise InputError(
-            f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"
-            f" (data set {saved['data']}, now {run['data']}); take another --workdir"
-        )
-    num_steps = total_steps(config, dataset.num_train)
-    if latest > num_steps:
-        raise InputError(
-            f"{workdir} is at step {latest} already, beyond the {num_steps} of this command;"
-            " raise config.num_steps or config.num_epochs, or take another --workdir"
-        )
-    return state, saved
-
-
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raise InputError unless a run of `config` can begin or go on in `workdir`."""
-    existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--workdir={workdir} cannot be made or written: see {existing}")
-    if (workdir / "config.json").exists():
-        config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
-    elif any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        raise InputError(f"{workdir} has checkpoints but no config.json; take another --workdir")
-
-
-def _finished(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:
-    """Return the result of a run that ended at `num_steps`, if it is there and whole."""
-    try:
-        result = json.loads((workdir / "result.json").read_text())
-        whole = result["step"] == num_steps and all(result[n] is not None for n in RESULT)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return result if whole else None
-
-
 def _compiled_step(
     config: ConfigDict,
     dataset: data.Dataset,
@@ -334,15 +266,3 @@ def _compiled_step(
     compiled = layout.spread(step, updates_state=True).lower(state, blank).compile()
     print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return compiled
-
-
-def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:
-    """Return whether `step` completes another `config.eval_every_epochs` epochs."""
-    period = num_train * config.eval_every_epochs
-    seen = step * config.batch_size
-    return step > 0 and seen // period > (seen - config.batch_size) // period
-
-
-def total_steps(config: ConfigDict, num_train: int) -> int:
-    """Return `config.num_steps`, or the steps that see `config.num_epochs` epochs of examples."""
-    return config.num_steps or math.ceil(config.num_epochs * num_train / config.batch_size)

@@ -3,13 +3,14 @@
 Source    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
           Networks", NIPS 2012. One column in place of the two of the paper (see `model.groups`).
 Data      imagenet2012: 256 px squares, random 227 px crops, flips, PCA colour.
+Hardware  any number of GPUs, TPU cores or CPUs that divides the batch; each holds the network.
 Cost      62.4 million parameters; 1.13 G multiply-adds an image forward, about 6.5 GFLOP an image
           and training step; 90 epochs are 115 million images.
 Error     the paper gives 18.2 % top-5 for one net (ten crops). Not yet reproduced here.
 
 Every field there is stands in this file; the other recipes change some of them, and so does the
 command line: `--config.batch_size=256 --config.model.dropout=0.3`. The meaning and range of each
-field: alexnet_jax/config.py.
+field: alexnet_jax/fields.py.
 """
 
 from ml_collections import ConfigDict

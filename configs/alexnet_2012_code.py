@@ -7,13 +7,14 @@ Source    the network `layers-145` of the source published by the Computer Histo
           before its ReLU, N(0, .03) for conv3 to conv5, rates and decay of the biases, a schedule
           by epochs, colour by standard deviations, one mean for all crops.
 Data      imagenet2012: 256 px squares.
+Hardware  as configs/alexnet.py; with `--config.parallel=split` each pair of devices divides the
+          network as the authors' two GPUs did.
 Cost      60,965,224 parameters, 0.72 G multiply-adds an image forward; 90 epochs (five to six days
           on two GTX 580 in 2012).
 Error     40.664 % top-1, 18.210 % top-5 on ILSVRC-2012's validation set, ten crops, as logged by
           the authors. Not yet reproduced here.
 
-Runs on any number of devices as it is; `--config.parallel=split` gives each pair of them a column
-each, as the authors did. `augment.shared_by` repeats an artefact of theirs; 1 is better practice.
+`augment.shared_by` repeats an artefact of theirs; 1 is better practice.
 The schedule of the biases' rates is not known: here it is the weights', times two.
 """
 

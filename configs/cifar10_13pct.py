@@ -3,6 +3,7 @@
 Source    Krizhevsky's cuda-convnet, `layers-conv-local-13pct`.
 Data      as cifar10_80sec, with random crops of 24 px and reflections; the softmax outputs of nine
           crops are averaged in the test ("ten crops" in the outputs).
+Hardware  a GPU, for the number of epochs.
 Cost      1,116,490 parameters, 18.5 M multiply-adds an image forward; 520 epochs ("long":
           the number is that of cifar10_11pct).
 Error     13 % published; not yet repeated here.

@@ -5,6 +5,7 @@ Source    Krizhevsky's cuda-convnet, `layers-80sec`. Its max pooling credits eve
           are rare.
 Data      cifar10, or name=folder with CIFAR-10's pictures in train/<class>/ and test/<class>/. No
           crops, no reflections.
+Hardware  a CPU will do.
 Cost      145,578 parameters, 12.4 M multiply-adds an image forward; 80 seconds on a GPU of 2011.
 Error     26 % published; not yet repeated here. "A few epochs, then a tenth of the rate": the
           numbers of epochs are ours.

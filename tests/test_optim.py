@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from alexnet_jax import config as config_lib
 from alexnet_jax import optim
 from configs import (
     alexnet_2012_code,
@@ -22,7 +22,22 @@ from configs import (
 # No epoch of the released schedule's milestones begins with a step: 50 / 7 is 7.14.
 NUM_TRAIN, BATCH = 50, 7
 STEPS = 643  # 90 epochs
-SHAPES = {"conv1": {"kernel": (2, 3), "bias": (3,)}, "fc8": {"kernel": (3, 2), "bias": (2,)}}
+SHAPES = {"conv1/kernel": (4, 3), "conv1/bias": (3,), "fc8/kernel": (3, 5), "fc8/bias": (5,)}
+FREEZES = 508  # the first step in epoch 72: 71 * 50 / 7 is 507.14
+
+
+def numbers(seed, *leading):
+    """Return normal numbers of the parameters' shapes by name, float32."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=leading + s).astype(np.float32) for name, s in SHAPES.items()}
+
+
+def moved(w, v, g, rate, decay):
+    """Return w and v after a step of the paper's rule; a rate of 0 moves neither."""
+    if rate == 0:
+        return w, v
+    v = 0.9 * v - decay * rate * w - rate * g
+    return w + v, v
 
 
 def test_the_update_is_the_papers_also_when_the_rate_drops():
@@ -58,26 +73,18 @@ def test_the_rate_is_divided_when_the_error_stops_falling():
     assert scales == pytest.approx(expected, rel=1e-5)
 
 
-def _moved(w, v, g, rate, decay):
-    """Return w and v after a step of the paper's rule, float64; a rate of 0 moves neither."""
-    if rate == 0:
-        return w, v
-    v = 0.9 * v - decay * rate * w - rate * g
-    return w + v, v
-
-
-def _released_rate(layer, parameter, step):
-    """Return the rate of the code released in 2012 after step * BATCH examples, by hand."""
+def rate_by_hand(name, step):
+    """Return the rate of the code released in 2012 after step * BATCH examples."""
 
     def in_epoch(epoch):  # or later; the first is 1
         return step * BATCH >= (epoch - 1) * NUM_TRAIN
 
-    rate = 0.01 if parameter == "kernel" else 0.02
+    rate = 0.02 if name.endswith("bias") else 0.01
     if in_epoch(25):
         rate /= 10
     if in_epoch(51):
         rate /= 10
-    if layer == "conv1" and in_epoch(67):
+    if name.startswith("conv1") and in_epoch(67):
         rate = 0 if in_epoch(72) else rate / 10
     if in_epoch(79):
         rate /= 10
@@ -85,11 +92,24 @@ def _released_rate(layer, parameter, step):
 
 
 @pytest.fixture(scope="module")
-def released():
-    """Return what 90 epochs of the released recipe do, by alexnet_jax.optim and by hand.
+def by_hand():
+    """Return w and v of each parameter after each step of the released recipe, float64."""
+    w = {name: start.astype(np.float64) for name, start in numbers(0).items()}
+    v = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    gradients = numbers(1, STEPS)
+    history = []
+    for step in range(STEPS):
+        for name in SHAPES:
+            g, rate = gradients[name][step].astype(np.float64), rate_by_hand(name, step)
+            decay = 0 if name.endswith("bias") else 5e-4
+            w[name], v[name] = moved(w[name], v[name], g, rate, decay)
+        history.append({"w": dict(w), "v": dict(v)})
+    return history
 
-    Two lists with an entry for each step: the rates, and w and v after it, by parameter.
-    """
+
+@pytest.fixture(scope="module")
+def released():
+    """Return the rates in each step of the released recipe, and w and v after it."""
     config = alexnet_2012_code.get_config()
     config.batch_size = BATCH
 
@@ -101,26 +121,136 @@ def released():
         updates, state = optimizer.update(gradient, state, params)
         return rates, optax.apply_updates(params, updates), state
 
-    gradients = _gradients()
-    w = {layer: {p: g[0] for p, g in gs.items()} for layer, gs in gradients.items()}
-    v = jax.tree.map(np.zeros_like, w)
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+    params, gradients = (unflatten_dict(n, sep="/") for n in (numbers(0), numbers(1, STEPS)))
     state = optim.momentum_sgd(0.0, momentum=0.0, weight_decay=0.0).init(params)
-    got, want = [], []
+    history = []
     for step in range(STEPS):
-        gradient = jax.tree.map(lambda g: g[step], gradients)  # noqa: B023
+        gradient = {layer: {p: g[step] for p, g in gs.items()} for layer, gs in gradients.items()}
         rates, params, state = train_step(step, params, state, gradient)
-        got.append({"rate": rates, "w": params, "v": state.trace})
-        by_hand = {"rate": {}, "w": {}, "v": {}}
-        for layer, parameters in SHAPES.items():
-            for key in by_hand:
-                by_hand[key][layer] = {}
-            for p in parameters:
-                rate = _released_rate(layer, p, step)
-                decay = 5e-4 if p == "kernel" else 0
-                g = gradient[layer][p].astype(np.float64)
-                w[layer][p], v[layer][p] = _moved(w[layer][p], v[layer][p], g, rate, decay)
-                by_hand["rate"][layer][p] = np.float64(rate)
-                by_hand["w"][layer][p], by_hand["v"][layer][p] = w[layer][p], v[layer][p]
-        want.append(by_hand)
-    return jax.device_get(got), want
+        trees = {"rate": rates, "w": params, "v": state.trace}
+        history.append({key: flatten_dict(tree, sep="/") for key, tree in trees.items()})
+    return jax.device_get(history)
+
+
+def test_the_released_recipes_rates_are_those_by_hand_in_every_step(released, agree):
+    want = [{name: rate_by_hand(name, step) for name in SHAPES} for step in range(STEPS)]
+    agree([state["rate"] for state in released], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["w", "v"])
+def test_the_released_recipe_moves_parameters_as_by_hand_in_every_step(
+    released, by_hand, what, agree
+):
+    agree([s[what] for s in released], [s[what] for s in by_hand], rtol=1e-5, what=what)
+
+
+def test_conv1_is_frozen_with_its_velocity_from_epoch_72_on(released):
+    before = released[FREEZES - 1]
+    for state in released[FREEZES:]:
+        for name in ("conv1/kernel", "conv1/bias"):
+            np.testing.assert_array_equal(state["w"][name], before["w"][name])
+            np.testing.assert_array_equal(state["v"][name], before["v"][name])
+    assert all(np.all(before["v"][name] != 0) for name in ("conv1/kernel", "conv1/bias"))
+    assert np.any(released[-1]["w"]["fc8/kernel"] != before["w"]["fc8/kernel"])
+
+
+def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released, agree):
+    """A trace of gradients, scaled by the rate afterwards, falls tenfold together with it."""
+    name = "fc8/kernel"
+    params, gradients = numbers(0)[name], numbers(1, STEPS)[name]
+
+    def trace_then_scale(rate):
+        return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+    update = jax.jit(lambda rate, *arguments: trace_then_scale(rate).update(*arguments))
+    state = trace_then_scale(0.0).init(params)
+    updates = []
+    for step, gradient in enumerate(gradients):
+        update_, state = update(rate_by_hand(name, step), gradient, state, params)
+        params = params + update_
+        updates.append(update_)
+    drops = [math.ceil((epoch - 1) * NUM_TRAIN / BATCH) for epoch in (25, 51, 79)]
+    ours = [state["v"][name] for state in released]
+    agree(updates[: drops[0]], ours[: drops[0]], rtol=1e-4, what="before the first drop")
+    for drop in drops:
+        difference = np.linalg.norm(updates[drop] - ours[drop]) / np.linalg.norm(ours[drop])
+        assert difference > 0.5, f"step {drop}"
+
+
+def test_a_rate_that_comes_back_finds_the_old_velocity(agree):
+    rates = {"a": [0.1] * 5 + [0.0] * 4 + [0.02] * 5, "b": [0.1] * 14}
+    decays = {"a": 0.03, "b": 0.0}
+    rng = np.random.default_rng(0)
+    start = {name: rng.normal(size=(4, 3)).astype(np.float32) for name in rates}
+    w = {name: value.astype(np.float64) for name, value in start.items()}
+    v = dict.fromkeys(rates, np.zeros((4, 3)))
+    params, state = start, optax.TraceState(trace=jax.tree.map(np.zeros_like, start))
+
+    @jax.jit
+    def update(rate, gradient, state, params):
+        optimizer = optim.momentum_sgd(rate, momentum=0.9, weight_decay=decays)
+        return optimizer.update(gradient, state, params)
+
+    got, want = [], []
+    for step in range(14):
+        g = {name: rng.normal(size=(4, 3)).astype(np.float32) for name in rates}
+        rate = {name: values[step] for name, values in rates.items()}
+        updates, state = update(rate, g, state, params)
+        params = jax.tree.map(np.add, params, updates)
+        for name in rates:
+            w[name], v[name] = moved(w[name], v[name], g[name], rate[name], decays[name])
+        got.append({"w": params, "v": state.trace})
+        want.append({"w": dict(w), "v": dict(v)})
+    agree(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "num_train", "batch_size", "step"),
+    [
+        (1, 50, 7, 0),
+        (2, 50, 7, 8),  # 7 steps are 49 examples
+        (25, 50, 4, 300),  # 300 steps are 24 epochs, not an example more
+        (2, 3, 7, 1),
+        (67, 1_281_167, 128, 660_602),
+    ],
+)
+def test_an_epoch_begins_with_its_first_whole_step(epoch, num_train, batch_size, step):
+    assert optim.first_step(epoch, num_train, batch_size) == step
+    assert step * batch_size >= (epoch - 1) * num_train
+    assert step == 0 or (step - 1) * batch_size < (epoch - 1) * num_train
+
+
+def test_a_milestone_holds_from_its_epochs_first_step_on():
+    config = alexnet_2012_code.get_config()
+    config.batch_size = 4
+    rates = [float(optim.learning_rate(config, step, 1.0, 50)) for step in (299, 300)]
+    assert rates == pytest.approx([1e-2, 1e-3], rel=1e-6)
+
+
+def test_the_rate_without_a_name_is_moved_by_what_concerns_all_alone():
+    config = alexnet_2012_code.get_config()
+    config.batch_size = BATCH
+    rates = [float(optim.learning_rate(config, s, 1.0, NUM_TRAIN)) for s in range(STEPS)]
+    assert rates == pytest.approx([rate_by_hand("fc8/kernel", s) for s in range(STEPS)], rel=1e-6)
+
+
+def test_the_plateaus_scale_multiplies_every_rate():
+    config = alexnet_2012_code.get_config()
+    rates = optim.learning_rates(config, jnp.int32(0), jnp.float32(0.25), 50, {"fc8": {"bias": 0}})
+    assert float(rates["fc8"]["bias"]) == pytest.approx(0.25 * 0.02)
+
+
+# What each recipe's weights decay by; biases never do.
+DECAYS = {
+    alexnet_2012_code: {"conv1": 5e-4, "conv5": 5e-4, "fc6": 5e-4, "fc8": 5e-4},
+    cifar10_80sec: {"conv1": 0.004, "conv3": 0.004, "fc4": 0.03, "fc5": 0.03},
+    cifar10_18pct: {"conv1": 0.004, "conv3": 0.004, "fc4": 1.0},
+    cifar10_13pct: {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.004},
+    cifar10_11pct: {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.01},
+}
+
+
+@pytest.mark.parametrize("recipe", DECAYS, ids=lambda recipe: recipe.__name__)
+def test_weights_decay_as_published_and_biases_not_at_all(recipe):
+    want = {layer: {"kernel": d, "bias": 0} for layer, d in DECAYS[recipe].items()}
+    assert optim.weight_decays(recipe.get_config(), want) == want

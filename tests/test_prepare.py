@@ -317,6 +317,17 @@ def test_mean_and_colour_statistics_are_numpys(tmp_path, folder):
     assert statistics["class_names"] == ["cat", "dog"]
 
 
+def test_colour_axes_are_numpys_eigenvectors_but_for_the_sign(tmp_path, folder, agree):
+    directory = prepare(config(tmp_path, path=folder))
+    statistics = json.loads((directory / "statistics.json").read_text())
+    pixels = np.concatenate([e["image"].reshape(-1, 3) for e in stored(directory)])
+    values, vectors = np.linalg.eigh(np.cov(pixels.T.astype(np.float64), bias=True))
+    agree(np.array(statistics["eigenvalues"]), values, rtol=1e-12, what="eigenvalues")
+    got = np.array(statistics["eigenvectors"])
+    signs = np.sign(np.sum(got * vectors, axis=0))
+    agree(got, vectors * signs, rtol=1e-12, what="eigenvectors")
+
+
 def test_statistics_do_not_cancel():
     """The textbook one-pass formula in floats loses every digit here; integers lose none."""
     images = np.full((50, 64, 64, 3), 254, np.uint8)
