@@ -124,15 +124,8 @@ def max_pool(
     Raises ValueError if window or stride is below 1, x has no H, W, C, the window does not fit, or
     with `ceil_mode` the stride is larger than it (a square could then lie wholly outside).
     """
-    if window < 1 or stride < 1:
-        raise ValueError(f"max_pool: window {window} and stride {stride} must be at least 1")
-    if x.ndim < 3:
-        raise ValueError(f"max_pool: x must be (..., H, W, C), got shape {x.shape}")
+    _check_pool("max_pool", x, window, stride, ceil_mode)
     height, width = x.shape[-3:-1]
-    if window > min(height, width):
-        raise ValueError(f"max_pool: window {window} does not fit into {height} x {width} pixels")
-    if ceil_mode and stride > window:
-        raise ValueError(f"max_pool: ceil_mode needs stride {stride} <= window {window}")
     if ceil_mode:
         border = [(0, overhang(side, window, stride)) for side in (height, width)]
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*border, (0, 0)], constant_values=-jnp.inf)
@@ -143,16 +136,30 @@ def max_pool(
 def avg_pool(
     x: jax.Array, *, window: int = 3, stride: int = 2, ceil_mode: bool = False
 ) -> jax.Array:
-    """Return the mean of each window x window square of `x` (batch, H, W, C), without padding.
+    """Return the mean of each window x window square of `x`, (batch, H, W, C), without padding.
 
-    Sizes and dtype as `max_pool`; with `ceil_mode` what overhangs does not count in the mean, as in
-    cuda-convnet.
+    Sizes, dtype and errors as `max_pool`; with `ceil_mode` what overhangs does not count in the
+    mean, as in cuda-convnet. Types below float32 are widened to it inside.
     """
-    sides = x.shape[1:3] if ceil_mode else ()
+    _check_pool("avg_pool", x, window, stride, ceil_mode)
+    sides = x.shape[-3:-1] if ceil_mode else ()
     border = [(0, overhang(side, window, stride)) for side in sides] or "VALID"
     square = (window, window)
-    mean = nn.avg_pool(x, square, (stride, stride), border, count_include_pad=False)
+    wide = _at_least_float32(x)
+    mean = nn.avg_pool(wide, square, (stride, stride), border, count_include_pad=False)
     return mean.astype(x.dtype)
+
+
+def _check_pool(name, x, window, stride, ceil_mode):
+    if window < 1 or stride < 1:
+        raise ValueError(f"{name}: window {window} and stride {stride} must be at least 1")
+    if x.ndim < 3:
+        raise ValueError(f"{name}: x must be (..., H, W, C), got shape {x.shape}")
+    height, width = x.shape[-3:-1]
+    if window > min(height, width):
+        raise ValueError(f"{name}: window {window} does not fit into {height} x {width} pixels")
+    if ceil_mode and stride > window:
+        raise ValueError(f"{name}: ceil_mode needs stride {stride} <= window {window}")
 
 
 def overhang(side: int, window: int, stride: int) -> int:

@@ -11,13 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import optim
-from configs import (
-    alexnet_2012_code,
-    cifar10_11pct,
-    cifar10_13pct,
-    cifar10_18pct,
-    cifar10_80sec,
-)
+from alexnet_jax.epochs import first_step
+from configs import alexnet_2012_code
 
 # No epoch of the released schedule's milestones begins with a step: 50 / 7 is 7.14.
 NUM_TRAIN, BATCH = 50, 7
@@ -215,7 +210,7 @@ def test_a_rate_that_comes_back_finds_the_old_velocity(agree):
     ],
 )
 def test_an_epoch_begins_with_its_first_whole_step(epoch, num_train, batch_size, step):
-    assert optim.first_step(epoch, num_train, batch_size) == step
+    assert first_step(epoch, num_train, batch_size) == step
     assert step * batch_size >= (epoch - 1) * num_train
     assert step == 0 or (step - 1) * batch_size < (epoch - 1) * num_train
 
@@ -240,17 +235,12 @@ def test_the_plateaus_scale_multiplies_every_rate():
     assert float(rates["fc8"]["bias"]) == pytest.approx(0.25 * 0.02)
 
 
-# What each recipe's weights decay by; biases never do.
-DECAYS = {
-    alexnet_2012_code: {"conv1": 5e-4, "conv5": 5e-4, "fc6": 5e-4, "fc8": 5e-4},
-    cifar10_80sec: {"conv1": 0.004, "conv3": 0.004, "fc4": 0.03, "fc5": 0.03},
-    cifar10_18pct: {"conv1": 0.004, "conv3": 0.004, "fc4": 1.0},
-    cifar10_13pct: {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.004},
-    cifar10_11pct: {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.01},
-}
-
-
-@pytest.mark.parametrize("recipe", DECAYS, ids=lambda recipe: recipe.__name__)
-def test_weights_decay_as_published_and_biases_not_at_all(recipe):
-    want = {layer: {"kernel": d, "bias": 0} for layer, d in DECAYS[recipe].items()}
-    assert optim.weight_decays(recipe.get_config(), want) == want
+def test_the_last_pattern_that_concerns_a_parameter_gives_its_decay():
+    patterns = (("fc*", 0.03), ("fc9/*", 0.5), ("*/bias", 0.0))
+    config = ConfigDict({"weight_decay": 0.004, "weight_decays": patterns})
+    want = {
+        "conv1": {"kernel": 0.004, "bias": 0.0},
+        "fc8": {"kernel": 0.03, "bias": 0.0},
+        "fc9": {"kernel": 0.5, "bias": 0.0},
+    }
+    assert optim.weight_decays(config, want) == want
