@@ -73,7 +73,8 @@ def colour_axes(eigenvectors: jax.Array, eigenvalues: jax.Array, rule: str = "pa
     the square of the unit of the pixels. With pixels of 0 to 1 it is about 6 of 255 grey levels
     on ImageNet, with 0 to 255 it would be 1,500. Here l is taken for pixels of 0 to 1 and the shift
     scaled to 0 to 255. The code released in 2012 has the square root of l, a standard deviation,
-    in place of l: homogeneous, and twice as far on ImageNet.
+    in place of l: homogeneous, and on ImageNet twice as far along the main axis (12 grey levels),
+    7 and 13 times along the others.
 
     Args:
       eigenvectors: (3, 3), one a column.

@@ -35,9 +35,7 @@ def validate(config: ConfigDict) -> None:
         if name not in values:
             raise InputError(f"config lacks the field {name!r} ({field.expected})")
         value = values[name]
-        right_type = isinstance(value, field.type) or (
-            type(value) is int and field.type in (float, (float, tuple))
-        )
+        right_type = isinstance(value, field.type) or (type(value) is int and field.type is float)
         if isinstance(value, bool) and field.type is not bool:
             right_type = False
         if not right_type or not _accepted(field, value):
@@ -62,9 +60,10 @@ def layer_names(model: ConfigDict) -> list[str]:
 def _validate_layers(model: ConfigDict) -> None:
     convolutions, all_layers = len(model.layers), len(layer_names(model))
     lengths = dict.fromkeys(("features", "kernels", "strides", "padding", "stages"), convolutions)
-    for name, wanted in (lengths | {"biases": all_layers, "init_std": all_layers}).items():
+    lengths |= {"biases": all_layers, "init_stds": all_layers if model.init_stds else 0}
+    for name, wanted in lengths.items():
         values = model[name]
-        if isinstance(values, tuple) and len(values) != wanted:
+        if len(values) != wanted:
             raise InputError(
                 f"config.model.{name}={values!r} has {len(values)} entries; the network has"
                 f" {wanted} such layers: {', '.join(layer_names(model)[:wanted])}"

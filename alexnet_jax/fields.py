@@ -144,10 +144,11 @@ FIELDS = {
     "model.pool.window": _integer(1),
     "model.pool.stride": _integer(1),
     "model.initializer": _choice("normal", "he_normal"),
-    "model.init_std": Field(
-        (float, tuple),
-        lambda v: all(_is_number(s) and s > 0 for s in (v if type(v) is tuple else (v,))),
-        "a number above 0, or a tuple of them, one a layer",
+    "model.init_std": _number(0, open_low=True),
+    "model.init_stds": Field(
+        tuple,
+        lambda v: all(_is_number(std) and std > 0 for std in v),
+        "an empty tuple, or one of numbers above 0, one a layer",
     ),
     "model.biases": Field(
         tuple, lambda v: all(map(_is_number, v)), "a tuple of finite numbers, one a layer"

@@ -76,7 +76,8 @@ class AlexNet(nn.Module):
     spatial_norm: Mapping[str, Any] = FrozenDict(k=1.0, n=5, alpha=4e-5, beta=0.75)
     pool: Mapping[str, Any] = FrozenDict(window=3, stride=2)
     initializer: str = "normal"
-    init_std: float | tuple[float, ...] = 0.01
+    init_std: float = 0.01
+    init_stds: tuple[float, ...] = ()
     biases: tuple[float, ...] = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     input_scale: float = 1.0
     dtype: Any = jnp.float32
@@ -188,7 +189,7 @@ class AlexNet(nn.Module):
     def _kernel_init(self, i: int) -> nn.initializers.Initializer:
         if self.initializer == "he_normal":
             return nn.initializers.he_normal()
-        std = self.init_std[i] if isinstance(self.init_std, tuple) else self.init_std
+        std = self.init_stds[i] if self.init_stds else self.init_std
         return nn.initializers.normal(std)
 
     @property

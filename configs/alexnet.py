@@ -73,7 +73,8 @@ def get_config() -> ConfigDict:
     config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 4e-5, "beta": 0.75})
     config.model.pool = ConfigDict({"window": 3, "stride": 2})
     config.model.initializer = "normal"  # N(0, init_std); 'he_normal' ignores init_std
-    config.model.init_std = 0.01  # or a tuple, conv1 to fc8
+    config.model.init_std = 0.01
+    config.model.init_stds = ()  # where given, one a layer, conv1 to fc8, in place of init_std
     config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # conv1 to fc8
     config.model.input_scale = 1.0  # N(0, .01) and LRN's alpha assume pixels of 0 to 255
 

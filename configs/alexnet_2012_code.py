@@ -48,8 +48,7 @@ def get_config() -> ConfigDict:
     )
     config.model.lrn.alpha = 1e-4 / 5
     config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
-    with config.model.ignore_type():
-        config.model.init_std = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
+    config.model.init_stds = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
     config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
     config.augment.crop = 224

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.model.padding = (2, 2, 1, 1)
     config.model.stages = (("relu", "max_pool"), ("relu", "max_pool"), ("relu",), ("relu",))
     config.model.hidden = ()
-    config.model.init_std = (0.0001, 0.01, 0.04, 0.04, 0.01)
+    config.model.init_stds = (0.0001, 0.01, 0.04, 0.04, 0.01)
     config.model.biases = (0.0,) * 5
 
     config.augment.crop = 24  # 24, 12, 6

@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
     )
     config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 3, "alpha": 5e-5 / 9, "beta": 0.75})
     config.model.hidden = ()
-    config.model.init_std = (0.0001, 0.01, 0.01, 0.01)
+    config.model.init_stds = (0.0001, 0.01, 0.01, 0.01)
     config.model.biases = (0.0,) * 4
     return config

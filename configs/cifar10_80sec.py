@@ -38,8 +38,7 @@ def get_config() -> ConfigDict:
     config.model.stages = (("max_pool", "relu"), ("relu", "avg_pool"), ("relu", "avg_pool"))
     config.model.hidden = (64,)
     config.model.dropout = 0.0
-    with config.model.ignore_type():
-        config.model.init_std = (0.0001, 0.01, 0.01, 0.1, 0.1)
+    config.model.init_stds = (0.0001, 0.01, 0.01, 0.1, 0.1)
     config.model.biases = (0.0,) * 5
 
     config.dataset.name = "cifar10"

@@ -10,7 +10,7 @@ import pytest
 from alexnet_jax import AlexNet
 from alexnet_jax import model as model_lib
 from alexnet_jax.summary import summary
-from configs import alexnet
+from configs import alexnet, alexnet_2012_code, alexnet_two_device
 
 SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}
 
@@ -70,9 +70,16 @@ def test_shapes_are_the_published_ones():
     }
 
 
-def test_the_summary_shows_the_published_totals():
-    last = summary(alexnet.get_config()).splitlines()[-1].split()
-    assert last == ["total", "62,378,344", "1,135,256,096", "659,272"]
+@pytest.mark.parametrize(
+    ("recipe", "totals"),
+    [
+        (alexnet, ["62,378,344", "1,135,256,096", "659,272"]),
+        (alexnet_2012_code, ["60,965,224", "724,406,816", "659,272"]),
+        (alexnet_two_device, ["60,965,224", "724,406,816", "659,272"]),
+    ],
+)
+def test_the_summary_shows_the_published_totals(recipe, totals):
+    assert summary(recipe.get_config()).splitlines()[-1].split() == ["total", *totals]
 
 
 def test_initial_values_are_the_published_ones():
@@ -87,6 +94,16 @@ def test_initial_values_are_the_published_ones():
         assert np.all(params[name]["bias"] == bias)
         assert abs(kernel.mean()) < 5 * 0.01 / kernel.size**0.5
         assert kernel.std() == pytest.approx(0.01, rel=5 / (2 * kernel.size) ** 0.5)
+
+
+def test_every_layer_draws_its_weights_with_its_own_deviation():
+    stds = tuple(0.01 * i for i in range(1, 9))
+    model = AlexNet(**SMALL, init_stds=stds)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))["params"]
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    for name, std in zip(names, stds, strict=True):
+        kernel = np.asarray(params[name]["kernel"], np.float64)
+        assert kernel.std() == pytest.approx(std, rel=5 / (2 * kernel.size) ** 0.5)
 
 
 def test_he_initial_values_grow_with_the_inverse_of_the_inputs():
@@ -144,6 +161,19 @@ def test_dropout_zeroes_half_of_each_example():
     assert y.dtype == bool
     assert abs(y.mean() - 0.5) < 5 * 0.5 / y.size**0.5
     assert abs((y[0] == y[1]).mean() - 0.5) < 0.05  # each example has a mask of its own
+
+
+def test_fc6_and_fc7_drop_other_units():
+    model = AlexNet(**SMALL, initializer="he_normal", biases=(1.0,) * 8)
+    images = jax.random.normal(jax.random.key(1), (8, 67, 67, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    apply = functools.partial(model.apply, train=True, mutable=["intermediates"])
+    _, state = jax.jit(apply)(variables, images, rngs={"dropout": jax.random.key(2)})
+    noted = {name: np.asarray(value[0]) for name, value in state["intermediates"].items()}
+    open_in_both = (noted["relu6"] > 0) & (noted["relu7"] > 0)
+    kept = [noted[name][open_in_both] != 0 for name in ("dropout6", "dropout7")]
+    assert open_in_both.sum() > 50
+    assert 0.2 < (kept[0] == kept[1]).mean() < 0.8
 
 
 @pytest.mark.parametrize(("scaling", "halved"), [("train", False), ("test", True)])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.datasets import load_sample_images
 
@@ -16,10 +17,12 @@ from alexnet_jax.train import train_step
 from configs import (
     alexnet,
     alexnet_2012_code,
+    alexnet_two_device,
     cifar10_11pct,
     cifar10_13pct,
     cifar10_18pct,
     cifar10_80sec,
+    quickstart,
 )
 from tests.reference import network as reference
 
@@ -50,8 +53,7 @@ def undisturbed(recipe):
     config.augment.flip, config.augment.colour_std = False, 0.0
     config.augment.colour_rule = "paper"
     if config.augment.crop < 200:  # 1e-4 is for hundreds of epochs: nothing would be left to see
-        with config.model.ignore_type():
-            config.model.init_std = (0.01, *config.model.init_std[1:])
+        config.model.init_stds = (0.01, *config.model.init_stds[1:])
     return config
 
 
@@ -145,63 +147,193 @@ def test_every_layer_and_the_update_are_those_of_the_formulas(name, agree):
     agree(found[1], params, rtol=1e-3, what="parameters ")
 
 
-def test_every_constant_of_the_recipes_is_the_published_one():
-    """The numbers of the paper and of the released code, written down a second time."""
-    paper, code = alexnet.get_config(), alexnet_2012_code.get_config()
-    for config in (paper, code):
-        assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.01, 0.9)
-        assert config.weight_decay == 5e-4
-        assert config.num_epochs == 90
-        lrn = config.model.lrn
-        assert (lrn.k, lrn.n, lrn.beta) == (2.0, 5, 0.75)
-        assert (config.model.pool.window, config.model.pool.stride) == (3, 2)
-        assert config.model.dropout == 0.5
-        assert config.model.dropout_scaling == "test"
-        assert config.augment.colour_std == 0.1
-        assert config.augment.flip
-        assert config.dataset.image_size == 256
-        assert config.model.cross_layers == ("conv3",)
-        assert config.model.input_scale == 1.0
-    assert paper.model.lrn.alpha == 1e-4
-    assert code.model.lrn.alpha == pytest.approx(2e-5)
-    assert code.model.lrn.within_groups
-    assert (paper.augment.crop, code.augment.crop) == (227, 224)
-    assert paper.model.init_std == 0.01
-    assert code.model.init_std == (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
-    assert paper.model.biases == (0, 1, 0, 1, 1, 1, 1, 1)
-    assert code.model.biases == (0, 1, 0, 1, 1, 1, 1, 0)
-    norm = code.model.spatial_norm
-    assert (norm.k, norm.n, norm.alpha, norm.beta) == (1.0, 5, pytest.approx(4e-5), 0.75)
-    assert paper.plateau.factor == 0.1
-
-
-@pytest.mark.parametrize(
-    ("recipe", "decays", "stds"),
-    [
-        (cifar10_80sec, (0.004, 0.004, 0.004, 0.03, 0.03), (1e-4, 0.01, 0.01, 0.1, 0.1)),
-        (cifar10_18pct, (0.004, 0.004, 0.004, 1.0), (1e-4, 0.01, 0.01, 0.01)),
-        (cifar10_13pct, (0.0, 0.0, 0.004, 0.004, 0.004), (1e-4, 0.01, 0.04, 0.04, 0.01)),
-        (cifar10_11pct, (0.0, 0.0, 0.004, 0.004, 0.01), (1e-4, 0.01, 0.04, 0.04, 0.01)),
-    ],
+PAPER_STAGES = (
+    ("relu", "lrn", "max_pool"),
+    ("relu", "lrn", "max_pool"),
+    ("relu",),
+    ("relu",),
+    ("relu", "max_pool"),
 )
-def test_every_constant_of_the_cifar_nets_is_the_published_one(recipe, decays, stds):
-    config = recipe.get_config()
+CODE_STAGES = (
+    ("lrn", "max_pool", "relu"),
+    ("relu", "lrn", "spatial_norm", "max_pool"),
+    ("relu",),
+    ("relu",),
+    ("max_pool", "relu"),
+)
+# field: (as described, as the released code has it)
+IMAGENET = {
+    "batch_size": (128, 128),
+    "learning_rate": (0.01, 0.01),
+    "momentum": (0.9, 0.9),
+    "weight_decay": (5e-4, 5e-4),
+    "rate_factors": ((), (("*/bias", 2.0),)),
+    "weight_decays": ((), (("*/bias", 0.0),)),
+    "schedule": ("plateau", "epochs"),
+    "plateau.factor": (0.1, 0.1),
+    "num_epochs": (90, 90),
+    "model.num_classes": (1000, 1000),
+    "model.groups": (1, 2),
+    "model.cross_layers": (("conv3",), ("conv3",)),
+    "model.features": ((96, 256, 384, 384, 256), (96, 256, 384, 384, 256)),
+    "model.kernels": ((11, 5, 3, 3, 3), (11, 5, 3, 3, 3)),
+    "model.strides": ((4, 1, 1, 1, 1), (4, 1, 1, 1, 1)),
+    "model.padding": ((0, 2, 1, 1, 1), (0, 2, 1, 1, 1)),
+    "model.ceil_mode": (False, True),
+    "model.stages": (PAPER_STAGES, CODE_STAGES),
+    "model.hidden": ((4096, 4096), (4096, 4096)),
+    "model.dropout": (0.5, 0.5),
+    "model.dropout_scaling": ("test", "test"),
+    "model.lrn.k": (2.0, 2.0),
+    "model.lrn.n": (5, 5),
+    "model.lrn.alpha": (1e-4, 1e-4 / 5),
+    "model.lrn.beta": (0.75, 0.75),
+    "model.lrn.within_groups": (True, True),
+    "model.pool.window": (3, 3),
+    "model.pool.stride": (2, 2),
+    "model.initializer": ("normal", "normal"),
+    "model.init_std": (0.01, 0.01),
+    "model.init_stds": ((), (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)),
+    "model.biases": ((0, 1, 0, 1, 1, 1, 1, 1), (0, 1, 0, 1, 1, 1, 1, 0)),
+    "model.input_scale": (1.0, 1.0),
+    "dataset.name": ("imagenet2012", "imagenet2012"),
+    "dataset.image_size": (256, 256),
+    "augment.crop": (227, 224),
+    "augment.flip": (True, True),
+    "augment.shared_by": (1, 32),
+    "augment.mean_crop": ("same", "centre"),
+    "augment.colour_std": (0.1, 0.1),
+    "augment.colour_rule": ("paper", "released"),
+    "augment.colour_epochs": (None, 66),
+    "augment.test_crops": ("ten", "ten"),
+}
+
+
+def test_every_constant_of_the_recipes_is_the_published_one():
+    """The settings of the paper and of the released code, written down a second time."""
+    recipes = [dict(config_lib.flatten(r.get_config())) for r in (alexnet, alexnet_2012_code)]
+    for field, values in IMAGENET.items():
+        assert (recipes[0][field], recipes[1][field]) == values, field
+    norm = {c: recipes[1][f"model.spatial_norm.{c}"] for c in ("k", "n", "alpha", "beta")}
+    assert norm == {"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75}
+
+
+def test_the_two_device_recipe_is_the_described_one_split():
+    described, split = (
+        dict(config_lib.flatten(r.get_config())) for r in (alexnet, alexnet_two_device)
+    )
+    changed = {n: v for n, v in split.items() if v != described[n]}
+    assert changed == {"parallel": "split", "model.groups": 2}
+
+
+THIRDS = (("max_pool", "relu"), ("relu", "avg_pool"), ("relu", "avg_pool"))
+NORMED = (
+    ("max_pool", "relu", "spatial_norm"),
+    ("relu", "avg_pool", "spatial_norm"),
+    ("relu", "avg_pool"),
+)
+LOCAL = (("relu", "max_pool"), ("relu", "max_pool"), ("relu",), ("relu",))
+LOCAL_NORMED = (("relu", "max_pool", "lrn"), ("relu", "lrn", "max_pool"), ("relu",), ("relu",))
+CIFAR = {
+    "decays": (
+        (0.004, 0.004, 0.004, 0.03, 0.03),
+        (0.004, 0.004, 0.004, 1.0),
+        (0.0, 0.0, 0.004, 0.004, 0.004),
+        (0.0, 0.0, 0.004, 0.004, 0.01),
+    ),
+    "model.init_stds": (
+        (1e-4, 0.01, 0.01, 0.1, 0.1),
+        (1e-4, 0.01, 0.01, 0.01),
+        (1e-4, 0.01, 0.04, 0.04, 0.01),
+        (1e-4, 0.01, 0.04, 0.04, 0.01),
+    ),
+    "model.layers": (
+        ("conv1", "conv2", "conv3"),
+        ("conv1", "conv2", "conv3"),
+        ("conv1", "conv2", "local3", "local4"),
+        ("conv1", "conv2", "local3", "local4"),
+    ),
+    "model.features": ((32, 32, 64), (32, 32, 64), (64, 64, 32, 32), (64, 64, 64, 32)),
+    "model.kernels": ((5, 5, 5), (5, 5, 5), (5, 5, 3, 3), (5, 5, 3, 3)),
+    "model.padding": ((2, 2, 2), (2, 2, 2), (2, 2, 1, 1), (2, 2, 1, 1)),
+    "model.stages": (THIRDS, NORMED, LOCAL, LOCAL_NORMED),
+    "model.hidden": ((64,), (), (), ()),
+    "model.dropout": (0.0,) * 4,
+    "model.ceil_mode": (True,) * 4,
+    "augment.crop": (32, 32, 24, 24),
+    "augment.flip": (False, False, True, True),
+    "augment.mean_crop": ("same", "same", "centre", "centre"),
+    "augment.test_crops": ("ten", "ten", "nine", "nine"),
+    "augment.colour_std": (0.0,) * 4,
+    "num_epochs": (24, 140, 520, 520),
+    "milestones": (
+        ((21, "*", 0.1),),
+        ((121, "*", 0.1), (131, "*", 0.1)),
+        ((501, "*", 0.1), (511, "*", 0.1)),
+        ((501, "*", 0.1), (511, "*", 0.1)),
+    ),
+    "parameters": (145_578, 89_578, 1_116_490, 2_112_970),
+}
+
+
+@pytest.mark.parametrize("i", range(4), ids=["80sec", "18pct", "13pct", "11pct"])
+def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
+    config = (cifar10_80sec, cifar10_18pct, cifar10_13pct, cifar10_11pct)[i].get_config()
     assert (config.batch_size, config.momentum, config.learning_rate) == (128, 0.9, 0.001)
-    assert config.model.ceil_mode
-    assert config.model.init_std == stds
-    assert config.model.biases == (0,) * len(stds)
+    found = dict(config_lib.flatten(config))
+    for field, values in CIFAR.items():
+        if field in found:
+            assert found[field] == values[i], field
     params = abstract_state(config).params
-    for i, layer in enumerate(config_lib.layer_names(config.model)):
-        assert optim.weight_decays(config, params)[layer] == {"kernel": decays[i], "bias": 0.0}
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == CIFAR["parameters"][i]
+    layers = config_lib.layer_names(config.model)
+    assert config.model.biases == (0,) * len(layers)
+    for layer, decay in zip(layers, CIFAR["decays"][i], strict=True):
+        assert optim.weight_decays(config, params)[layer] == {"kernel": decay, "bias": 0.0}
         for name, rate in (("kernel", 0.001), ("bias", 0.002)):
             assert optim.learning_rate(config, 0, 1.0, 50_000, f"{layer}/{name}") == rate
     norm, lrn = config.model.spatial_norm, config.model.lrn
-    if recipe is cifar10_18pct:
-        assert (norm.k, norm.n, norm.beta) == (1.0, 3, 0.75)
-        assert norm.alpha == pytest.approx(5e-5 / 9)
-    if recipe is cifar10_11pct:
-        assert (lrn.k, lrn.n, lrn.beta) == (1.0, 9, 0.75)
-        assert lrn.alpha == pytest.approx(0.001 / 9)
+    if i == 1:
+        assert (norm.k, norm.n, norm.alpha, norm.beta) == (1.0, 3, 5e-5 / 9, 0.75)
+    if i == 3:
+        assert (lrn.k, lrn.n, lrn.alpha, lrn.beta) == (1.0, 9, 0.001 / 9, 0.75)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cross_layers": ("conv3", "conv4")},
+        {"cross_layers": ()},
+        {"lrn.within_groups": False},
+        {"groups": 1},
+    ],
+    ids=str,
+)
+def test_columns_cross_where_they_are_told_to(changes, agree):
+    """Small two-column networks against the reference, forward and backward."""
+    config = undisturbed(quickstart)
+    config.model.groups, config.model.lrn.alpha, config.model.input_scale = 2, 0.5, 0.02
+    config.model.features, config.model.hidden = (8, 8, 8, 8, 8), (16, 16)
+    config.model.update_from_flattened_dict(changes)
+    pictures, labels = photographs(67), np.array([3, 7], np.int32)
+    state = first_state(config, pictures)
+    images = pictures - np.asarray(state.mean_image)
+    model, spec = model_lib.from_config(config), config.model.to_dict()
+    agree(
+        noted(model, state.params, images), reference.forward(spec, state.params, images), rtol=1e-5
+    )
+
+    @jax.jit
+    def gradient(params):
+        def mean_loss(params):
+            logits = model.apply({"params": params}, images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean()
+
+        return jax.grad(mean_loss)(params)
+
+    _, wanted = reference.gradients(spec | {"dropout": 0.0}, state.params, images, labels)
+    agree(gradient(state.params), wanted, rtol=1e-4)
 
 
 def test_the_released_recipe_follows_its_schedule():
