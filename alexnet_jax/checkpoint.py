@@ -1,16 +1,21 @@
 """Checkpoints of a run, written by orbax in the background: the best and the two latest are kept.
 
 A checkpoint holds one unreplicated copy of the state, so that it can be restored on any number of
-devices, and beside it, as JSON, what the state does not say: class names, seconds so far, format.
+devices, and beside it, as JSON, what the state does not say: class names, seconds so far, format,
+and the checksum of every array, for a flipped bit would go unnoticed.
 """
 
 import contextlib
+import json
 import pathlib
 import shutil
+import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
@@ -18,10 +23,16 @@ from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
+from alexnet_jax import quiet
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState, abstract_state
 
-FORMAT = 1
+FORMAT = 2
+ASIDE = "damaged_checkpoints"
+
+
+class DamagedCheckpoint(InputError):
+    """What is on the disk is not what was saved."""
 
 
 def _goodness(metrics: dict[str, float | None] | None) -> float:
@@ -40,6 +51,8 @@ class Checkpoints:
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
         ]
+        if not read_only:
+            self._set_aside_unreadable_metrics()
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
         try:
@@ -63,6 +76,8 @@ class Checkpoints:
             logging.set_verbosity(verbosity)
 
     def __enter__(self) -> Self:
+        self._quiet = quiet.failures_of_orbax()
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -72,13 +87,15 @@ class Checkpoints:
         except InputError:
             if kind is None:  # else what went wrong first is what counts
                 raise
+        finally:
+            self._quiet.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # tensorstore has an exception of its own for each back end
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[-100:].rpartition(": ")[2]  # the innermost
             raise InputError(
                 f"cannot write {self.path} ({reason}): make room there; the same command continues"
             ) from error
@@ -106,7 +123,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    run=ocp.args.JsonSave(run | {"format": FORMAT}),
+                    run=ocp.args.JsonSave(run | {"format": FORMAT, "checksums": _checksums(state)}),
                 ),
                 # Always given, for orbax warns of a save without metrics.
                 metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
@@ -131,7 +148,8 @@ class Checkpoints:
           abstract: the state's tree of jax.ShapeDtypeStruct.
 
         Raises:
-          InputError: there is no checkpoint of `step`, or it is damaged or of another format.
+          InputError: there is no checkpoint of `step`, or it is of another format.
+          DamagedCheckpoint: it cannot be read, or is not what was saved.
         """
         if step not in self._manager.all_steps():
             kept = ", ".join(str(s) for s in self._manager.all_steps())
@@ -141,21 +159,71 @@ class Checkpoints:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
         )
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore()
-                ),
-            )
-            if restored.run["format"] != FORMAT:
-                raise ValueError(f"format {restored.run['format']}, this version reads {FORMAT}")
+            only_run = ocp.args.Composite(run=ocp.args.JsonRestore())
+            run = self._manager.restore(step, args=only_run).run
+            if run["format"] == FORMAT:
+                whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                state = self._manager.restore(step, args=whole).state
+                sums = _checksums(state)
+                bad = [name for name, value in run.pop("checksums").items() if sums[name] != value]
+                if bad:
+                    raise ValueError(f"the checksum of {bad[0]} is wrong")
+                return state, run
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise InputError(
-                f"{self.path / str(step)} cannot be restored ({reason}); remove that directory to"
-                " go on from the checkpoint before it"
+            raise DamagedCheckpoint(
+                f"{self.path / str(step)} cannot be restored ({reason}); take another step, or"
+                " continue the training: it goes on from the checkpoint before"
             ) from error
-        return restored.state, restored.run
+        raise InputError(
+            f"{self.path / str(step)} has format {run['format']}, this version reads {FORMAT}; use"
+            " the version that wrote it, or train anew in another --workdir"
+        )
+
+    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Return `restore` of the newest checkpoint that is whole, or None if there is none at all.
+
+        One that is damaged is moved out of the way, with a warning that names it. Raises
+        InputError where all of them are.
+        """
+        while (step := self._manager.latest_step()) is not None:
+            try:
+                return self.restore(step, abstract)
+            except DamagedCheckpoint as error:
+                self._set_aside(step, str(error.__cause__))
+                self._manager.reload()
+        if (self.path.parent / ASIDE).exists():
+            raise InputError(f"{self.path}: every checkpoint is damaged; take another --workdir")
+        return None
+
+    def _set_aside_unreadable_metrics(self) -> None:
+        """Move checkpoints out of the way with whose metrics orbax could not even begin."""
+        for metrics in self.path.glob("*/metrics/metrics"):
+            try:
+                json.loads(metrics.read_text())
+            except ValueError as error:
+                self._set_aside(int(metrics.parts[-3]), f"{metrics}: {error}")
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside = self.path.parent / ASIDE
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        (self.path / str(step)).rename(target)
+        print(
+            f"warning: {self.path / str(step)} is damaged and now in {aside}"
+            f" ({' '.join(reason.split())[:200]}); going on from the checkpoint before it",
+            file=sys.stderr,
+        )
+
+
+def _checksums(state: TrainState) -> dict[str, int]:
+    """Return the CRC-32 of the bytes of every array of `state`, by its name."""
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
 
 
 def load(

@@ -42,8 +42,9 @@ class Pmap:
         return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
 
     def fetch(self, tree: Any) -> Any:
-        """Return one copy of a placed state, or of a part of it."""
-        return jax.tree.map(lambda leaf: leaf[0], tree)
+        """Return one copy of a placed state, or of a part of it, as NumPy arrays."""
+        # A copy, for on a CPU NumPy would see the memory that the next step is donated.
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return this process's rows of a batch as (local devices, rows of one device, ...)."""
@@ -94,8 +95,15 @@ class Split:
         return jax.device_put(tree, shardings)
 
     def fetch(self, tree: Any) -> Any:
-        """As `Pmap.fetch`: global arrays are one copy already."""
-        return tree
+        """As `Pmap.fetch`."""
+
+        def whole(leaf: jax.Array) -> np.ndarray:
+            if leaf.is_fully_replicated:
+                return np.array(leaf.addressable_data(0))
+            halves = {shard.index[-1].start or 0: shard.data for shard in leaf.addressable_shards}
+            return np.concatenate([halves[start] for start in sorted(halves)], axis=-1)
+
+        return jax.tree.map(whole, tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return the global batch of which these are this process's rows."""

@@ -38,10 +38,11 @@ def begin(
         "seconds": 0.0,
         "validation": None,  # the metrics of the checkpoint's step, where it was evaluated
     }
-    latest = checkpoints.latest()
-    if latest is None:
+    restored = checkpoints.restore_latest(abstract_state(config))
+    if restored is None:
         return initial_state(config, dataset), run
-    state, saved = checkpoints.restore(latest, abstract_state(config))
+    state, saved = restored
+    latest = int(state.step)
     if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
         raise InputError(
             f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"

@@ -17,6 +17,7 @@ import pytest
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
+from tests import runs
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +33,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def config(data_dir):
     """Return the quickstart as narrow as it can be, on the prepared digits."""
-    config = quickstart.get_config()
-    config.dataset.data_dir = str(data_dir)
-    config.model.features = (8, 8, 8, 8, 8)
-    config.model.hidden = (16, 16)
-    config.batch_size = 16
-    return config
+    return runs.tiny_config(data_dir)
 
 
 @pytest.fixture

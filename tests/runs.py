@@ -6,6 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # The eight layers of the quickstart on digits, as narrow as they can be.
@@ -15,6 +19,16 @@ TINY = (
     "--config.model.hidden=(16,16)",
     "--config.batch_size=16",
 )
+
+
+def tiny_config(data_dir: pathlib.Path | str) -> ConfigDict:
+    """Return the same as a config, its data in `data_dir`."""
+    config = quickstart.get_config()
+    config.dataset.data_dir = str(data_dir)
+    config.model.features = (8, 8, 8, 8, 8)
+    config.model.hidden = (16, 16)
+    config.batch_size = 16
+    return config
 
 
 def environment(devices: int = 1) -> dict[str, str]:

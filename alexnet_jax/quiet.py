@@ -1,0 +1,44 @@
+"""What orbax says beside the exception, when a save or a restore fails, is dropped.
+
+The exception is what counts, and becomes one line on the terminal; the rest is dropped here.
+"""
+
+import contextlib
+import gc
+import inspect
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def failures_of_orbax() -> Iterator[None]:
+    """Let orbax's failures show as the exceptions they raise, and as nothing else."""
+    unraisablehook = sys.unraisablehook
+
+    def unless_of_a_loop(unraisable: Any) -> None:
+        # Threads call a loop that is gone, Python finalises coroutines of one: none are ours.
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not (closed or inspect.iscoroutine(unraisable.object)):
+            unraisablehook(unraisable)
+
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        of_orbax = "orbax" in pathlib.PurePath(record.pathname).parts
+        return record.levelno < logging.ERROR or not of_orbax
+
+    def not_of_a_task(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    filters = {"absl": not_of_orbax, "asyncio": not_of_a_task}
+    sys.unraisablehook = unless_of_a_loop
+    for name, keep in filters.items():
+        logging.getLogger(name).addFilter(keep)
+    try:
+        yield
+    finally:
+        gc.collect()  # of coroutines and tasks that are left, while nobody listens
+        for name, keep in filters.items():
+            logging.getLogger(name).removeFilter(keep)
+        sys.unraisablehook = unraisablehook
