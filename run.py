@@ -23,6 +23,9 @@ MODES = ("train", "evaluate", "predict", "summary", "prepare")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_PREPARE_SHARD = flags.DEFINE_string(
+    "prepare_shard", None, "For --mode=prepare: i/n, one of n shares, i from 0; see docs/data.md."
+)
 _IMAGES = flags.DEFINE_multi_string("images", [], "Pictures for --mode=predict.")
 
 
@@ -94,7 +97,11 @@ def _dispatch(images: list[str]) -> None:
         print(summary(config))
         return
     if _MODE.value == "prepare":
-        print(f"prepared data set: {prepare(config.dataset)}")
+        directory, share = prepare(config.dataset, _PREPARE_SHARD.value), _PREPARE_SHARD.value
+        if directory.is_dir():
+            print(f"prepared data set: {directory}")
+        else:
+            print(f"share {share} of {directory} is made; when all are, --mode=prepare merges them")
         return
     if not _WORKDIR.value:
         raise InputError(f"--mode={_MODE.value} needs --workdir=DIR")

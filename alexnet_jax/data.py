@@ -63,9 +63,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         statistics = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
         if statistics["format"] != FORMAT:
             raise ValueError(f"format {statistics['format']}, this version reads {FORMAT}")
-        for name, number in statistics["files"].items():
-            if (path / name).stat().st_size != number:
-                raise ValueError(f"{name} has not its {number} bytes")
+        for name, file in statistics["files"].items():
+            if (path / name).stat().st_size != file["bytes"]:
+                raise ValueError(f"{name} has not its {file['bytes']} bytes")
         dataset = Dataset(
             path=path,
             class_names=tuple(statistics["class_names"]),
