@@ -190,7 +190,7 @@ def test_directory_that_is_none_is_refused(tmp_path):
 def test_other_format_version_is_refused(whole):
     statistics = json.loads((whole / "statistics.json").read_text())
     (whole / "statistics.json").write_text(json.dumps(statistics | {"format": 99}))
-    with pytest.raises(InputError, match=r"format 99, this version reads 1.*remove it"):
+    with pytest.raises(InputError, match=r"format 99, this version reads 2.*remove it"):
         open_dataset(whole)
 
 
