@@ -112,8 +112,8 @@ def _dispatch(images: list[str]) -> None:
         result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
-                f"{workdir}: {_errors(result)}; {result['seconds']:.0f} s. It holds result.json,"
-                " metrics.jsonl, config.json, checkpoints/ and tensorboard/"
+                f"{workdir}: {_errors(result)}; {_skipped(result)}{result['seconds']:.0f} s. It"
+                " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
     elif _MODE.value == "evaluate":
         result = evaluate_checkpoint(workdir, config)
@@ -126,6 +126,11 @@ def _dispatch(images: list[str]) -> None:
             print(path)
             for name, probability in answer:
                 print(f"  {probability:7.2%}  {name}")
+
+
+def _skipped(result: dict) -> str:
+    number = result.get("skipped_records", 0)
+    return f"{number} damaged records skipped; " if number else ""
 
 
 def _errors(result: dict) -> str:

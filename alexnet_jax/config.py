@@ -120,7 +120,8 @@ FIELDS = {
     "augment.colour_std": _number(0),
 }
 
-# What a continued run may change: how long it is, what it writes when, and where the pictures lie.
+# What a continued run may change: how long it is, what it writes when, where the pictures lie
+# and what is done about damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
@@ -129,6 +130,7 @@ CHANGEABLE = frozenset(
         "log_every_steps",
         "dataset.path",
         "dataset.data_dir",
+        "dataset.on_error",
     }
 )
 

@@ -51,7 +51,7 @@ class MetricsWriter:
         self._lines = _continue_lines(workdir / "metrics.jsonl", start_step, evaluated)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._progress = _Progress(start_step, num_steps)
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, int] | None = None
         self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
         self.resume_clock(start_step)
 
@@ -68,13 +68,14 @@ class MetricsWriter:
         self._clock.clear()
         self._clock.append((step, time.perf_counter()))
 
-    def train(self, step: int, metrics: dict[str, Any]) -> None:
+    def train(self, step: int, metrics: dict[str, Any], skipped_records: int = 0) -> None:
         """Take the metrics of `step`, still on the devices, and write those of the step before.
 
-        So the host waits for a step only after it has sent the next one on its way.
+        So the host waits for a step only after it has sent the next one on its way. Where records
+        were skipped as damaged, their number so far is written too.
         """
         self.flush()
-        self._pending = step, metrics
+        self._pending = step, metrics, skipped_records
 
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
@@ -83,13 +84,14 @@ class MetricsWriter:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, skipped), self._pending = self._pending, None
         # Replicated over the devices: the first one's copy.
         values = {name: float(metrics[name][0]) for name in TRAIN_METRICS}
         rate = self._rate(step)
         _refuse_infinite(step, "train", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):
-            self._write(step, "train", values | {"images_per_second": rate})
+            counts = {"skipped_records": skipped} if skipped else {}
+            self._write(step, "train", values | {"images_per_second": rate} | counts)
             self._progress.show(
                 step,
                 f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"

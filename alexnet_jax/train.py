@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, optim, parallel
+from alexnet_jax import augment, checkpoint, data, optim, parallel, prefetch
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
@@ -108,7 +110,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     """
     parallel.check_batch_size(config.batch_size)
     _check_workdir(workdir, config)
-    dataset = data.open_dataset(prepare(config.dataset))
+    dataset = data.open_dataset(prepare(config.dataset), config.dataset.on_error)
     check_classes(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
@@ -142,6 +144,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
             "ten_crop_top1_error": ten_crops["top1_error"],
             "ten_crop_top5_error": ten_crops["top5_error"],
             "seconds": time.perf_counter() - began,
+            "skipped_records": dataset.num_damaged,
         }
     config_lib.write_json(result, workdir / "result.json")
     return result
@@ -167,7 +170,7 @@ def _train(
     plateau_of = functools.partial(update_plateau, config=config)
     lower_rate = parallel.data_parallel(plateau_of, donate_state=True)
     training: Any = _compiled_step(config, dataset, state) if first < num_steps else None
-    batches = data.train_batches(
+    batches: Iterator[Any] = data.train_batches(
         dataset,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -175,6 +178,9 @@ def _train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    if training is not None:
+        shares = map(parallel.shard, itertools.islice(batches, num_steps - first))
+        batches = prefetch.to_devices(shares, training.input_shardings[0][1])
     with MetricsWriter(
         workdir,
         start_step=first,
@@ -186,8 +192,8 @@ def _train(
     ) as writer:
         for step in range(first, num_steps + 1):
             if step > first:
-                state, metrics = training(state, parallel.shard(next(batches)))
-                writer.train(step, metrics)
+                state, metrics = training(state, next(batches))
+                writer.train(step, metrics, dataset.num_damaged)
                 run["validation"] = None
 
             evaluated = False
