@@ -34,8 +34,6 @@ Batch = dict[str, np.ndarray]
 
 _AHEAD = 2  # batches that are decoded while the caller is at work
 _ROWS_A_TASK = 16  # of a thread: to share a batch out, and not to be long at handing out
-    16  # of a thread: few enough to share a batch out, enough to outweigh the handing out
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
