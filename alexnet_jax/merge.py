@@ -37,7 +37,7 @@ def merge(
     for file in directory.iterdir():
         if file not in paths | set(map(done, paths)):
             file.unlink()
-    _write_metadata(features(dataset, names=class_names), shards, directory)
+    _write_metadata(features(dataset, class_names), shards, directory)
     _write_statistics(source, class_names, shards, identity, directory)
     for file in directory.iterdir():
         if file not in paths:  # those are on the disk

@@ -22,6 +22,7 @@ import PIL.features
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.example import Example
@@ -76,15 +77,19 @@ class Shard:
     undecodable: list[str] = dataclasses.field(default_factory=list)
 
 
-def features(dataset: ml_collections.ConfigDict, **label: Any) -> tfds.features.FeaturesDict:
-    """What a record holds; `label` are the arguments of its ClassLabel."""
+def features(
+    dataset: ml_collections.ConfigDict, class_names: tuple[str, ...]
+) -> tfds.features.FeaturesDict:
+    """What a record holds, in the words of tfds."""
     size = dataset.image_size
     image = (
         tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
         if dataset.encoding == "jpeg"
         else tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes")
     )
-    return tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(**label)})
+    return tfds.features.FeaturesDict(
+        {"image": image, "label": tfds.features.ClassLabel(names=class_names)}
+    )
 
 
 def make_shard(job: Job, report: Callable[[int], Any]) -> Shard:
@@ -95,15 +100,13 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> Shard:
       OSError: the files cannot be written.
     """
     size = job.dataset.image_size
-    serialize = features(job.dataset, num_classes=job.num_classes).serialize_example
     shard = Shard(job.path, PixelSums.zeros(size), np.zeros(job.num_classes, np.int64))
     with _named_when_whole(job.path) as scratch:
         writer = _disk(ArrayRecordWriter, str(scratch), RECORD_OPTIONS)
         try:
             for example in job.examples:
                 if (pixels := _decode(example, job, shard)) is not None:
-                    image = _jpeg(pixels, job.dataset) if job.dataset.encoding == "jpeg" else pixels
-                    record = serialize({"image": image, "label": example.label})
+                    record = _serialized(pixels, example.label, job.dataset)
                     _disk(writer.write, record)
                     shard.sums.add(pixels)
                     shard.counts[example.label] += 1
@@ -149,10 +152,20 @@ def refuse_too_many(undecodable: list[str], allowed: int) -> None:
         )
 
 
-def _jpeg(pixels: np.ndarray, dataset: ml_collections.ConfigDict) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=dataset.jpeg_quality)
-    return file.getvalue()
+def _serialized(pixels: np.ndarray, label: int, dataset: ml_collections.ConfigDict) -> bytes:
+    """The record: what tfds's own serialising of `features` gives, but for the order of fields.
+
+    That order is another one in each process, unless it is asked to be the same.
+    """
+    image = pixels.tobytes()
+    if dataset.encoding == "jpeg":
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=dataset.jpeg_quality)
+        image = file.getvalue()
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(image)
+    example.features.feature["label"].int64_list.value.append(label)
+    return example.SerializeToString(deterministic=True)
 
 
 def done(path: pathlib.Path) -> pathlib.Path:

@@ -72,13 +72,11 @@ def make_shards(
 
 def _death(worker: Any, job: Job) -> str:
     worker.join(timeout=10)  # it has closed its connection: its exit code comes at once
-    code = worker.exitcode
-    how = (
-        f"was killed by signal {-code}" if code is not None and code < 0 else f"exited with {code}"
-    )
-    if code == -signal.SIGKILL:
-        how += ", as the system does when memory is short"
-    return f"the process that made {job.path.name} {how}"
+    if worker.exitcode == -signal.SIGKILL:
+        how = "was killed, as the system does when memory is short"
+    else:
+        how = f"ended with exit code {worker.exitcode}"
+    return f"the process that made {job.path.name} {how}; the same command goes on"
 
 
 def _work(connection: Any) -> None:
