@@ -23,6 +23,8 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.example import Contents, Example, Source
 
 HELD_OUT = "10%"  # of a data set that has only a train split
+# What is downloaded by hand, all of it needed.
+ORIGINALS = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 
 
 def source(name: str, data_dir: pathlib.Path) -> Source:
@@ -66,9 +68,12 @@ def source(name: str, data_dir: pathlib.Path) -> Source:
 def _open(name: str, builder: Any, data_dir: pathlib.Path) -> Contents:
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     manual = data_dir / "downloads" / "manual"
-    if by_hand and not builder.data_path.exists() and not any(manual.glob("*")):
-        # Said before TensorFlow is asked for, which would be needed next.
-        raise InputError(_by_hand(name, manual, by_hand))
+    if by_hand and not builder.data_path.exists():
+        # Said before TensorFlow is asked for, which would be needed next; and before tfds makes a
+        # set of the half that is there.
+        missing = [file for file in ORIGINALS.get(builder.name, ()) if not (manual / file).exists()]
+        if missing or not any(manual.glob("*")):
+            raise InputError(_by_hand(name, manual, by_hand, missing))
     # tfds tries a dead address ten times, three and a half minutes in all; four times will do.
     downloader.MAX_RETRIES = 3
     with _explained(name, data_dir, by_hand):
@@ -167,8 +172,14 @@ def _explained(name: str, data_dir: pathlib.Path, by_hand: str | None = None) ->
         raise InputError(message) from error
 
 
-def _by_hand(name: str, manual: pathlib.Path, instructions: str) -> str:
-    return f"{name!r} must be downloaded by hand into {manual}: {' '.join(instructions.split())}"
+def _by_hand(
+    name: str, manual: pathlib.Path, instructions: str, missing: Sequence[str] = ()
+) -> str:
+    lacking = f" ({' and '.join(missing)} not there)" if missing else ""
+    return (
+        f"{name!r} must be downloaded by hand into {manual}{lacking}:"
+        f" {' '.join(instructions.split())}"
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -6,13 +6,16 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_jax import buffers
 from alexnet_jax.data import blank_batch, eval_batches, open_dataset, train_batches
 from alexnet_jax.errors import InputError
+from alexnet_jax.prefetch import to_devices
 from alexnet_jax.prepare import prepare
 
 TRAIN, VAL, SIZE = 22, 10, 6
@@ -125,6 +128,39 @@ def test_processes_together_hold_the_batch_of_one_process(dataset, count):
     for batch, *parts in zip(whole, *shares, strict=False):
         joined = {key: np.concatenate([part[key] for part in parts]) for key in batch}
         assert_same(joined, batch)
+
+
+def test_memory_does_not_grow_with_the_number_of_batches(dataset, monkeypatch):
+    made = []
+    aligned = buffers._aligned
+    monkeypatch.setattr(buffers, "_aligned", lambda size: made.append(size) or aligned(size))
+    for _ in zip(range(60), train_batches(dataset, seed=0, batch_size=8), strict=False):
+        pass
+    assert len(made) <= 5  # the caller's, one that it gets, and those under way
+
+
+def test_batches_that_are_kept_stay_as_they_are(dataset):
+    batches = take(train_batches(dataset, seed=0, batch_size=8), 40)
+    for step, batch in enumerate(batches):
+        if step % 7 == 0:
+            again = next(train_batches(dataset, seed=0, batch_size=8, start_step=step))
+            assert_same(again, batch)
+
+
+def test_each_batch_is_on_its_way_before_the_one_before_is_used():
+    asked = []
+
+    def batches():
+        for step in range(4):
+            asked.append(step)
+            yield {"label": np.full(2, step, np.int32)}
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for step, batch in enumerate(to_devices(batches(), {"label": device})):
+        assert isinstance(batch["label"], jax.Array)
+        assert batch["label"].tolist() == [step, step]
+        assert asked[-1] == min(step + 1, 3)
+    assert step == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 16])
