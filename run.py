@@ -130,7 +130,7 @@ def _dispatch(images: list[str]) -> None:
 
 def _skipped(result: dict) -> str:
     number = result.get("skipped_records", 0)
-    return f"{number} damaged records skipped; " if number else ""
+    return f"damaged records skipped: {number}; " if number else ""
 
 
 def _errors(result: dict) -> str:

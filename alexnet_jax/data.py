@@ -33,7 +33,7 @@ from alexnet_jax.records import Records
 Batch = dict[str, np.ndarray]
 
 _AHEAD = 2  # batches that are decoded while the caller is at work
-_ROWS_A_TASK = 16  # of a thread: to share a batch out, and not to be long at handing out
+_ROWS_A_TASK = 16  # of a thread, at most: handing out costs as much as a row otherwise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,9 +256,9 @@ def _read(
 ) -> Iterator[Batch]:
     """Batches with a mask; row r of that with start s is record index(s + r), filling for None."""
     memory = RecycledArrays((rows, size, size, 3), keep=_AHEAD + 2)
-    pool = concurrent.futures.ThreadPoolExecutor(
-        num_threads or len(os.sched_getaffinity(0)), "decode"
-    )
+    threads = num_threads or len(os.sched_getaffinity(0))
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
+    task_rows = min(_ROWS_A_TASK, -(-rows // threads))
 
     def begin(start: int) -> tuple[Batch, list[concurrent.futures.Future]]:
         batch = {
@@ -267,8 +267,8 @@ def _read(
             "mask": np.zeros(rows, bool),
         }
         tasks = []
-        for first in range(0, rows, _ROWS_A_TASK):
-            part = {name: array[first : first + _ROWS_A_TASK] for name, array in batch.items()}
+        for first in range(0, rows, task_rows):
+            part = {name: array[first : first + task_rows] for name, array in batch.items()}
             tasks.append(pool.submit(_decode, records, index, start + first, part))
         return batch, tasks
 

@@ -1,6 +1,8 @@
 """Damage: a truncated shard, a flipped byte, a record that is no picture; and no hang, ever."""
 
+import json
 import pathlib
+import shutil
 import threading
 
 import ml_collections
@@ -9,12 +11,15 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
+import run
 from alexnet_jax import prepare as prepare_lib
 from alexnet_jax import shards
-from alexnet_jax.data import eval_batches, open_dataset, train_batches
+from alexnet_jax.data import _order, eval_batches, open_dataset, train_batches
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Records
+from alexnet_jax.train import train_and_evaluate
+from tests import runs
 
 TRAIN, VAL, SIZE = 220, 110, 16
 IN_A_SHARD = 11
@@ -205,3 +210,26 @@ def test_damaged_statistics_are_refused(make):
     flip(path / "mean_image.npy", 500)
     with pytest.raises(InputError, match=r"mean_image\.npy has not its checksum"):
         open_dataset(pathlib.Path(path))
+
+
+def test_a_run_that_damage_ended_goes_on_with_skip_and_says_what_it_skipped(
+    config, data_dir, tmp_path
+):
+    shutil.copytree(data_dir, tmp_path / "data")
+    config.dataset.data_dir = str(tmp_path / "data")
+    config.num_steps = 1
+    first = _order(config.seed, 1438)(0)
+    [file] = (tmp_path / "data").rglob("pictures-train.array_record-00000-of-00001")
+    damage(file, first)
+    directory = prepare(config.dataset)
+    described = json.loads((directory / "statistics.json").read_text())
+    described["files"][file.name]["bytes"] = file.stat().st_size
+    (directory / "statistics.json").write_text(json.dumps(described))
+
+    with pytest.raises(InputError, match=rf"record {first} of .*on_error=skip"):
+        train_and_evaluate(config, tmp_path / "run")
+    config.dataset.on_error = "skip"
+    assert train_and_evaluate(config, tmp_path / "run")["skipped_records"] == 1
+    [line] = runs.metrics(tmp_path / "run")
+    assert line["skipped_records"] == 1
+    assert run._skipped({"skipped_records": 1}) == "damaged records skipped: 1; "
