@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -268,3 +270,45 @@ def test_tensorflow_is_not_imported(whole):
     )
     root = pathlib.Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+
+
+TWO_PROCESSES = """
+import itertools, sys, jax, numpy as np
+from alexnet_jax import data
+from alexnet_jax.prefetch import to_devices
+address, process, path = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+mesh = jax.make_mesh((4,), ("batch",))
+split, whole = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in (("batch",), ()))
+batches = data.train_batches(
+    data.open_dataset(path), seed=5, batch_size=8, start_step=3,
+    process_index=jax.process_index(), process_count=jax.process_count(),
+)
+collect = jax.jit(lambda image: image[:, 0, 0, 0], out_shardings=whole)
+for batch in itertools.islice(to_devices(batches, {"image": split, "label": split}), 3):
+    assert batch["image"].shape[0] == 8 and len(batch["image"].addressable_shards) == 2
+    print(*collect(batch["image"]).addressable_data(0), flush=True)
+"""
+
+
+def test_two_hosts_put_the_batch_of_one_on_their_devices(whole):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, address, str(i), str(whole)],
+            cwd=pathlib.Path(__file__).parents[1],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [host.communicate(timeout=120)[0].splitlines() for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    alone = take(train_batches(open_dataset(whole), seed=5, batch_size=8, start_step=3), 3)
+    expected = [" ".join(map(str, numbers(batch))) for batch in alone]
+    for lines in outputs:
+        assert [line for line in lines if "Gloo" not in line] == expected
