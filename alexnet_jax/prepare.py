@@ -44,7 +44,6 @@ from alexnet_jax.shards import (
     MAX_UNDECODABLE,
     SKIP_REMEDY,
     Job,
-    Shard,
     done,
     finished,
     refuse_too_many,
@@ -152,8 +151,13 @@ def _make(
     allowed = int(MAX_UNDECODABLE * sum(map(len, contents.splits.values())))
     jobs = _jobs(source, contents, dataset, allowed, incomplete)
     chosen = [job for of_split in jobs.values() for job in of_split][mine]
-    shards = {job.path: shard for job in chosen if (shard := finished(job.path))}
-    left = [job for job in chosen if job.path not in shards]
+    undecodable: list[str] = []
+    left = []
+    for job in chosen:
+        if shard := finished(job.path):
+            undecodable += shard.undecodable
+        else:
+            left.append(job)
     pictures = sum(len(job.examples) for job in left)
     needed = pictures * _picture_bytes(dataset)
     if dataset.encoding == "raw":  # its size is known, so hours need not pass before it is full
@@ -168,19 +172,17 @@ def _make(
     all_ = mine == slice(None)
     try:
         incomplete.mkdir(exist_ok=True)
-        undecodable = [line for shard in shards.values() for line in shard.undecodable]
         refuse_too_many(undecodable, allowed)
-        for shard in _made(left, pictures):
-            shards[shard.path] = shard
-            undecodable += shard.undecodable
+        for left_out in _made(left, pictures):
+            undecodable += left_out
             refuse_too_many(undecodable, allowed)
         if all_:
-            parts = {split: [shards[job.path] for job in jobs[split]] for split in jobs}
-            merge(source, contents.class_names, parts, dataset, identity, incomplete)
+            paths = {split: [job.path for job in of_split] for split, of_split in jobs.items()}
+            merge(source, contents.class_names, paths, dataset, identity, incomplete)
             incomplete.rename(directory)
             sync(directory.parent)
-            for path in shards:  # not before: they are what a kill would leave to go on from
-                done(directory / path.name).unlink()
+            for job in chosen:  # not before: they are what a kill would leave to go on from
+                done(directory / job.path.name).unlink()
     except OSError as error:
         raise InputError(
             f"cannot write {directory} ({_reason(error)}): it needs {space}; make room there or"
@@ -255,8 +257,8 @@ def _jobs(
     return jobs
 
 
-def _made(jobs: list[Job], pictures: int) -> Iterator[Shard]:
-    """The shards of the jobs as they are finished, on all cores, with a line of progress."""
+def _made(jobs: list[Job], pictures: int) -> Iterator[list[str]]:
+    """Makes the shards on all cores, with a line of progress; yields as make_shards does."""
     processes = min(len(os.sched_getaffinity(0)), len(jobs), 1 + pictures // PICTURES_A_PROCESS)
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
     with tqdm(total=pictures, desc="prepare", unit="img", mininterval=patience) as progress:

@@ -56,7 +56,7 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass
 class Shard:
-    """What a finished shard holds; enough to merge shards without reading them again.
+    """What a finished shard holds; enough to merge shards without reading their records.
 
     Attributes:
       path: of its records.
@@ -92,8 +92,11 @@ def features(
     )
 
 
-def make_shard(job: Job, report: Callable[[int], Any]) -> Shard:
+def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
     """Makes the shard's two files; calls report(1) after each picture.
+
+    Returns:
+      A line for each picture that was left out as undecodable.
 
     Raises:
       InputError: a picture cannot be decoded (on_error='raise'), or more of them than are allowed.
@@ -123,7 +126,7 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> Shard:
             shard.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         shard.file_bytes = scratch.stat().st_size
     _save(shard)
-    return shard
+    return shard.undecodable
 
 
 def _decode(example: Example, job: Job, shard: Shard) -> np.ndarray | None:

@@ -10,7 +10,9 @@ data set from it and need not know where it came from.
 * anything else is the name of a tensorflow_datasets builder (sources_tfds.py).
 """
 
+import bisect
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -86,7 +88,8 @@ def _folder(path: str | None) -> Source:
                 digest.update(os.fsencode(f"{split}/{class_name}/{name}\0{size}\n"))
         folder = root / ("train" if split == "train" else held_out)
         splits[split] = _FolderSplit(
-            folder, {c: [name for name, _ in listing.files[c]] for c in class_names}
+            folder,
+            [(i, c, [name for name, _ in listing.files[c]]) for i, c in enumerate(class_names)],
         )
     return Source(
         root.resolve().name,
@@ -97,22 +100,32 @@ def _folder(path: str | None) -> Source:
 
 
 class _FolderSplit(Sequence[Example]):
-    """The files of one split, class after class: their names alone, for there may be millions."""
+    """The files of some classes: their names alone, for there may be millions.
 
-    def __init__(self, folder: pathlib.Path, files: dict[str, list[str]]):
+    Each class is its label, its folder's name and the names of its files.
+    """
+
+    def __init__(self, folder: pathlib.Path, classes: list[tuple[int, str, list[str]]]):
         self._folder = folder
-        self._classes = list(files.items())
-        self._ends = np.cumsum([len(names) for names in files.values()])
+        self._classes = classes
+        self._ends = list(itertools.accumulate(len(names) for _, _, names in classes))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        label = int(np.searchsorted(self._ends, index, side="right"))
-        class_name, names = self._classes[label]
-        file = self._folder / class_name / names[index - int(self._ends[label])]
+            start, stop, _ = index.indices(len(self))
+            parts = []
+            for (label, class_name, names), end in zip(self._classes, self._ends, strict=True):
+                first = end - len(names)
+                part = names[max(0, start - first) : max(0, stop - first)]
+                if part:
+                    parts.append((label, class_name, part))
+            return _FolderSplit(self._folder, parts)
+        place = bisect.bisect_right(self._ends, index)
+        label, class_name, names = self._classes[place]
+        file = self._folder / class_name / names[index - self._ends[place]]
         return Example(file, label, str(file))
 
 

@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.shards import Job, Shard, make_shard
+from alexnet_jax.shards import Job, make_shard
 
 
 def make_shards(
     jobs: Sequence[Job], processes: int, report: Callable[[int], Any]
-) -> Iterator[Shard]:
-    """Makes the shards and yields them as they are finished; calls report(n) after n pictures.
+) -> Iterator[list[str]]:
+    """Makes the shards; yields for each, when it is finished, the pictures left out of it.
 
     Args:
       jobs: the shards to make.
       processes: number of processes; 1 is this one.
-      report: called in this process.
+      report: called with a number of pictures that are done, in this process.
 
     Raises:
       InputError, OSError: as make_shard; InputError too where a worker dies.
