@@ -93,11 +93,14 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(
             f"--mode={_MODE.value} needs --config, such as --config=configs/alexnet.py"
         )
+    if _PREPARE_SHARD.value is not None and _MODE.value != "prepare":
+        raise InputError(f"--prepare_shard={_PREPARE_SHARD.value} goes with --mode=prepare")
     if _MODE.value == "summary":
         print(summary(config))
         return
     if _MODE.value == "prepare":
-        directory, share = prepare(config.dataset, _PREPARE_SHARD.value), _PREPARE_SHARD.value
+        share = _PREPARE_SHARD.value
+        directory = prepare(config.dataset, share)
         if directory.is_dir():
             print(f"prepared data set: {directory}")
         else:

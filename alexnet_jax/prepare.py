@@ -259,6 +259,8 @@ def _jobs(
 
 def _made(jobs: list[Job], pictures: int) -> Iterator[list[str]]:
     """Makes the shards on all cores, with a line of progress; yields as make_shards does."""
+    if not jobs:
+        return
     processes = min(len(os.sched_getaffinity(0)), len(jobs), 1 + pictures // PICTURES_A_PROCESS)
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
     with tqdm(total=pictures, desc="prepare", unit="img", mininterval=patience) as progress:
