@@ -1,8 +1,8 @@
 """Shards made by several processes at a time, each asking for the next one when it is done.
 
-Processes and not threads, since a fifth of the work holds Python's lock. They hold no more than one
-picture and one shard's sums each, so that memory does not grow with the data set. A worker that
-dies ends the whole with its reason; workers whose parent dies end by themselves.
+Processes and not threads: what a picture needs of Python's lock would keep many cores waiting. Each
+holds no more than one picture and one shard's sums, so that memory does not grow with the data set.
+A worker that dies ends the whole with its reason; workers whose parent dies end by themselves.
 """
 
 import itertools
@@ -38,14 +38,21 @@ def make_shards(
     waiting = iter(jobs)
     busy: dict[Any, Job] = {}
     workers: dict[Any, Any] = {}
+
+    def give(connection: Any, job: Job) -> None:
+        busy[connection] = job
+        try:
+            connection.send(job)
+        except OSError:
+            raise InputError(_death(workers[connection], job)) from None
+
     try:
         for job in itertools.islice(waiting, processes):
             ours, theirs = context.Pipe()
             workers[ours] = context.Process(target=_work, args=(theirs,), daemon=True)
             workers[ours].start()
             theirs.close()  # so that the end of its only holder is the end of the connection
-            ours.send(job)
-            busy[ours] = job
+            give(ours, job)
         while busy:
             ready: list[Any] = multiprocessing.connection.wait(list(busy))
             for connection in ready:
@@ -60,8 +67,7 @@ def make_shards(
                     continue
                 del busy[connection]
                 for job in itertools.islice(waiting, 1):
-                    connection.send(job)
-                    busy[connection] = job
+                    give(connection, job)
                 yield message
     finally:
         for worker in workers.values():
