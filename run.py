@@ -23,6 +23,9 @@ MODES = ("train", "evaluate", "predict", "summary", "prepare")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_PREPARE_SHARD = flags.DEFINE_string(
+    "prepare_shard", None, "For --mode=prepare: i/n, one of n shares, i from 0; see docs/data.md."
+)
 _IMAGES = flags.DEFINE_multi_string("images", [], "Pictures for --mode=predict.")
 
 
@@ -90,11 +93,18 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(
             f"--mode={_MODE.value} needs --config, such as --config=configs/alexnet.py"
         )
+    if _PREPARE_SHARD.value is not None and _MODE.value != "prepare":
+        raise InputError(f"--prepare_shard={_PREPARE_SHARD.value} goes with --mode=prepare")
     if _MODE.value == "summary":
         print(summary(config))
         return
     if _MODE.value == "prepare":
-        print(f"prepared data set: {prepare(config.dataset)}")
+        share = _PREPARE_SHARD.value
+        directory = prepare(config.dataset, share)
+        if directory.is_dir():
+            print(f"prepared data set: {directory}")
+        else:
+            print(f"share {share} of {directory} is made; when all are, --mode=prepare merges them")
         return
     if not _WORKDIR.value:
         raise InputError(f"--mode={_MODE.value} needs --workdir=DIR")
@@ -105,8 +115,8 @@ def _dispatch(images: list[str]) -> None:
         result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
-                f"{workdir}: {_errors(result)}; {result['seconds']:.0f} s. It holds result.json,"
-                " metrics.jsonl, config.json, checkpoints/ and tensorboard/"
+                f"{workdir}: {_errors(result)}; {_skipped(result)}{result['seconds']:.0f} s. It"
+                " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
     elif _MODE.value == "evaluate":
         result = evaluate_checkpoint(workdir, config)
@@ -119,6 +129,11 @@ def _dispatch(images: list[str]) -> None:
             print(path)
             for name, probability in answer:
                 print(f"  {probability:7.2%}  {name}")
+
+
+def _skipped(result: dict) -> str:
+    number = result.get("skipped_records", 0)
+    return f"damaged records skipped: {number}; " if number else ""
 
 
 def _errors(result: dict) -> str:

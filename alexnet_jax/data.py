@@ -3,24 +3,36 @@
 There is no iterator state to save: `train_batches(..., start_step=k)` begins at any step without
 reading what came before. The global batch does not depend on the number of processes: process p
 of P holds its rows [p * B/P, (p + 1) * B/P).
+
+The rows are decoded by threads straight into the memory of the batch, which is used again when the
+caller has let go of an earlier one (buffers.py). Two batches are under way or ready beside those
+that the caller holds, whatever the size of the data set.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import functools
+import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from grain.experimental import index_shuffle
 
+from alexnet_jax.buffers import RecycledArrays
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import FORMAT
+from alexnet_jax.records import Records
 
 Batch = dict[str, np.ndarray]
+
+_AHEAD = 2  # batches that are decoded while the caller is at work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +47,7 @@ class Dataset:
       mean_image: float32 (S, S, 3), 0..255, mean over the training pictures.
       eigenvalues: float64 (3,), ascending, of the RGB covariance of all training pixels.
       eigenvectors: float64 (3, 3), in columns.
+      records: of 'train' and of 'val'.
     """
 
     path: pathlib.Path
@@ -45,6 +58,12 @@ class Dataset:
     mean_image: np.ndarray
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
+    records: dict[str, Records]
+
+    @property
+    def num_damaged(self) -> int:
+        """How many records this process has found damaged so far and passed over."""
+        return sum(len(records.damaged) for records in self.records.values())
 
     @property
     def identity(self) -> str:
@@ -52,39 +71,79 @@ class Dataset:
         return self.path.name.rpartition("-")[2]
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Dataset:
     """Opens the directory that `prepare` returned.
 
+    Args:
+      path: the directory.
+      on_error: what to do about damaged records: 'raise', or 'skip' up to 1 % (records.py).
+
     Raises:
-      InputError: it is not a whole prepared set of this version's format.
+      InputError: it is not a whole prepared set of this version's format. With on_error='skip'
+        a damaged file of records is not refused here.
     """
     path = pathlib.Path(path)
     try:
         statistics = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
         if statistics["format"] != FORMAT:
             raise ValueError(f"format {statistics['format']}, this version reads {FORMAT}")
-        for name, number in statistics["files"].items():
-            if (path / name).stat().st_size != number:
-                raise ValueError(f"{name} has not its {number} bytes")
-        dataset = Dataset(
+        contents = {
+            name: _checked(path / name, file["bytes"], file["sha256"])
+            for name, file in statistics["files"].items()
+            if "array_record" not in name
+        }
+        splits = tfds.builder_from_directory(path).info.splits
+        records: dict[str, Records] = {}
+        for split in ("train", "val"):
+            files = [path / name for name in splits[split].filenames]
+            for file, number in zip(files, splits[split].shard_lengths, strict=True):
+                if on_error == "raise":
+                    _check_size(file, statistics["files"][file.name]["bytes"], number)
+            records[split] = Records(
+                list(zip(files, splits[split].shard_lengths, strict=True)),
+                statistics["image_size"],
+                jpeg=statistics["made_from"]["encoding"] == "jpeg",
+                on_error=on_error,
+            )
+            number = sum(statistics["counts"][split])
+            if len(records[split]) != number:
+                raise ValueError(f"its {split} split has not {number} records")
+        return Dataset(
             path=path,
             class_names=tuple(statistics["class_names"]),
             image_size=statistics["image_size"],
-            num_train=sum(statistics["counts"]["train"]),
-            num_val=sum(statistics["counts"]["val"]),
-            mean_image=np.load(path / "mean_image.npy", allow_pickle=False),
+            num_train=len(records["train"]),
+            num_val=len(records["val"]),
+            mean_image=np.load(io.BytesIO(contents["mean_image.npy"]), allow_pickle=False),
             eigenvalues=np.array(statistics["eigenvalues"], np.float64),
             eigenvectors=np.array(statistics["eigenvectors"], np.float64),
+            records=records,
         )
-        for split, number in (("train", dataset.num_train), ("val", dataset.num_val)):
-            if len(_Records(dataset, split)) != number:
-                raise ValueError(f"its {split} split has not {number} records")
     except Exception as error:  # whatever json, numpy, protobuf and tfds say of what they find
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path} is no whole prepared data set ({reason}): remove it to have it made anew"
         ) from error
-    return dataset
+
+
+def _checked(file: pathlib.Path, number: int, sha256: str) -> bytes:
+    """The content of a file that is read whole, if it is what was written."""
+    content = file.read_bytes()
+    if len(content) != number:
+        raise ValueError(f"{file.name} has not its {number} bytes")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{file.name} has not its checksum")
+    return content
+
+
+def _check_size(file: pathlib.Path, number: int, records: int) -> None:
+    """Refuses a truncated shard; flipped bytes are found when their record is read."""
+    size = file.stat().st_size
+    if size != number:
+        raise ValueError(
+            f"shard {file.name} has {size} of its {number} bytes, records 0 to {records - 1} are"
+            " damaged; or pass over them with --config.dataset.on_error=skip"
+        )
 
 
 def train_batches(
@@ -109,7 +168,7 @@ def train_batches(
       start_step: the step of the first batch.
       process_index: which process's share of each batch, of process_count.
       process_count: number of processes P.
-      num_threads: batches decoded at a time, one thread each; as many are kept ready.
+      num_threads: that decode; one for each core by default.
 
     Yields:
       'image': uint8 (B/P, S, S, 3) and 'label': int32 (B/P,).
@@ -118,14 +177,10 @@ def train_batches(
       InputError: B is not a multiple of P, or while iterating: a record cannot be read.
     """
     rows = _local(batch_size, process_count)
-    records = _Records(dataset, "train")
-    # seed() hashes: shuffle(seed=...) would give seed s in epoch e the order of seed s + 1 in
-    # epoch e - 1, since Grain adds the epoch to it.
-    order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-    # drop_remainder drops nothing of an endless stream; without it Grain overflows at 1 row.
-    shares = order.batch(rows, drop_remainder=True)
-    first = start_step * process_count + process_index
-    return _read(shares[first::process_count].map(records.batch), num_threads)
+    order = _order(seed, dataset.num_train)
+    starts = itertools.count(start_step * batch_size + process_index * rows, batch_size)
+    batches = _read(dataset.records["train"], dataset.image_size, order, starts, rows, num_threads)
+    return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
 def eval_batches(
@@ -146,25 +201,40 @@ def eval_batches(
       InputError: as `train_batches`.
     """
     rows = _local(batch_size, process_count)
-    records = _Records(dataset, split)
+    records = dataset.records[split]
+    number = len(records)
+    first = process_index * rows
+    starts = range(first, first + -(-number // batch_size) * batch_size, batch_size)
 
-    def batch(step: int) -> Batch:
-        start = step * batch_size + process_index * rows
-        index = np.arange(start, start + rows)
-        mask = index < len(records)
-        part = records.batch(index[mask])
-        filling = [(0, rows - mask.sum())]
-        image = np.pad(part["image"], filling + [(0, 0)] * 3) if filling[0][1] else part["image"]
-        return {"image": image, "label": np.pad(part["label"], filling), "mask": mask}
+    def index(position: int) -> int | None:
+        return position if position < number else None
 
-    steps = grain.MapDataset.range(-(-len(records) // batch_size))
-    return _read(steps.map(batch), num_threads)
+    return _read(records, dataset.image_size, index, starts, rows, num_threads)
 
 
 def blank_batch(dataset: Dataset, batch_size: int) -> Batch:
     """A training batch of zeros, to compile with."""
     shape = (batch_size, dataset.image_size, dataset.image_size, 3)
     return {"image": np.zeros(shape, np.uint8), "label": np.zeros(batch_size, np.int32)}
+
+
+def _order(seed: int, number: int) -> Callable[[int], int]:
+    """The record at each position of the endless stream of epochs, each another permutation.
+
+    Grain's index_shuffle is a permutation that is computed index by index, so that no position
+    needs what comes before it.
+    """
+
+    @functools.lru_cache(maxsize=4)  # a batch meets two epochs, or more of a tiny data set
+    def key(epoch: int) -> int:
+        # A hash of both: with a sum, seed s in epoch e would have the order of seed s + 1 in e - 1.
+        return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+    def index(position: int) -> int:
+        epoch, place = divmod(position, number)
+        return index_shuffle(place, max_index=number - 1, seed=key(epoch), rounds=4)
+
+    return index
 
 
 def _local(batch_size: int, process_count: int) -> int:
@@ -175,51 +245,58 @@ def _local(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _read(batches: grain.MapDataset, num_threads: int | None) -> Iterator[Batch]:
-    threads = num_threads or min(8, len(os.sched_getaffinity(0)))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(batches.to_iter_dataset(options))
+def _read(
+    records: Records,
+    size: int,
+    index: Callable[[int], int | None],
+    starts: Iterable[int],
+    rows: int,
+    num_threads: int | None,
+) -> Iterator[Batch]:
+    """Batches with a mask; row r of that with start s is record index(s + r), filling for None."""
+    memory = RecycledArrays((rows, size, size, 3), keep=_AHEAD + 2)
+    threads = num_threads or len(os.sched_getaffinity(0))
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
+    # One part of the batch for each thread: handing out smaller ones costs a twentieth of the rate,
+    # and who is done early goes on with the next batch.
+    share = -(-rows // threads)
+
+    def begin(start: int) -> tuple[Batch, list[concurrent.futures.Future]]:
+        batch = {
+            "image": memory.array(),
+            "label": np.zeros(rows, np.int32),
+            "mask": np.zeros(rows, bool),
+        }
+        tasks = []
+        for first in range(0, rows, share):
+            part = {name: array[first : first + share] for name, array in batch.items()}
+            tasks.append(pool.submit(_decode, records, index, start + first, part))
+        return batch, tasks
+
+    def end(batch: Batch, tasks: list[concurrent.futures.Future]) -> Batch:
+        for task in tasks:
+            task.result()  # raises what the thread raised
+        return batch
+
+    under_way: collections.deque[tuple[Batch, list[concurrent.futures.Future]]]
+    under_way = collections.deque()
+    try:
+        for start in starts:
+            under_way.append(begin(start))
+            if len(under_way) > _AHEAD:
+                yield end(*under_way.popleft())
+        while under_way:
+            yield end(*under_way.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Records:
-    """Random access to the decoded examples of one split."""
-
-    def __init__(self, dataset: Dataset, split: str):
-        builder = tfds.builder_from_directory(dataset.path)
-        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        self._jpeg = isinstance(builder.info.features["image"], tfds.features.Image)
-        self._size = dataset.image_size
-        self._shard_lengths = builder.info.splits[split].shard_lengths
-        self._files = [dataset.path / name for name in builder.info.splits[split].filenames]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """The examples at these indices (B,), each decoded into its row of one new array."""
-        shape = (self._size, self._size, 3)
-        images = np.empty((len(indices), *shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        for row, index in enumerate(indices):
-            try:
-                example = self._source[index]
-                labels[row] = example["label"]
-                if self._jpeg:
-                    with Image.open(io.BytesIO(example["image"])) as image:
-                        images[row] = np.asarray(image)
-                else:
-                    images[row] = np.frombuffer(example["image"], np.uint8).reshape(shape)
-            except Exception as error:  # array_record, protobuf and Pillow have their own each
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise InputError(
-                    f"{self._name(int(index))} cannot be read ({reason}): remove the directory to"
-                    " have it made anew"
-                ) from error
-        return {"image": images, "label": labels}
-
-    def _name(self, index: int) -> str:
-        shard = 0
-        while index >= self._shard_lengths[shard]:
-            index -= self._shard_lengths[shard]
-            shard += 1
-        return f"record {index} of {self._files[shard]}"
+def _decode(records: Records, index: Callable[[int], int | None], start: int, part: Batch) -> None:
+    """Fills some rows of a batch, the first of which has position `start`. Runs in a thread."""
+    for row, image in enumerate(part["image"]):
+        record = index(start + row)
+        if record is None:
+            image[:] = 0
+        else:
+            part["label"][row] = records.read(record, image)
+            part["mask"][row] = True

@@ -176,7 +176,7 @@ FIELDS = {
 }
 
 # What a continued run may change: how long it is, how it is spread over devices, what it writes
-# when, and where the pictures lie.
+# when, where the pictures lie and what is done about damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
@@ -186,6 +186,7 @@ CHANGEABLE = frozenset(
         "log_every_steps",
         "dataset.path",
         "dataset.data_dir",
+        "dataset.on_error",
     }
 )
 

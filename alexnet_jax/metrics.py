@@ -58,7 +58,7 @@ class MetricsWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._progress = _Progress(start_step, num_steps)
         self._began = time.perf_counter() - seconds
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, int] | None = None
         self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
         self.resume_clock(start_step)
 
@@ -79,13 +79,14 @@ class MetricsWriter:
         self._clock.clear()
         self._clock.append((step, time.perf_counter()))
 
-    def train(self, step: int, metrics: dict[str, Any]) -> None:
+    def train(self, step: int, metrics: dict[str, Any], skipped_records: int = 0) -> None:
         """Take the metrics of `step`, still on the devices, and write those of the step before.
 
-        So the host waits for a step only after it has sent the next one on its way.
+        So the host waits for a step only after it has sent the next one on its way. Where records
+        were skipped as damaged, their number so far is written too.
         """
         self.flush()
-        self._pending = step, metrics
+        self._pending = step, metrics, skipped_records
 
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
@@ -94,12 +95,13 @@ class MetricsWriter:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, skipped), self._pending = self._pending, None
         values = {name: one_value(metrics[name]) for name in TRAIN_METRICS}
         rate = self._rate(step)
         _refuse_infinite(step, "train", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):
-            self._write(step, "train", values | {"images_per_second": rate})
+            counts = {"skipped_records": skipped} if skipped else {}
+            self._write(step, "train", values | {"images_per_second": rate} | counts)
             self._progress.show(
                 step,
                 f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"

@@ -1,8 +1,9 @@
 """Makes the stored data set: squares of one size in ArrayRecord, their mean and colour statistics.
 
-One path for every source: `pictures.load_image` makes the square, this module stores it. A file
-with a picture's extension that cannot be decoded is refused by name, or with
-`dataset.on_error='skip'` left out and counted, at most 1 % of all.
+One path for every source: `pictures.load_image` makes the square, `shards` stores it, `workers`
+keep all cores at it, and this module merges what they made. A file with a picture's extension that
+cannot be decoded is refused by name, or with `dataset.on_error='skip'` left out and counted, at
+most 1 % of all.
 
 The finished directory is `data_dir/alexnet_jax/<source>-<size>px-<encoding>-<hash>`:
 
@@ -11,17 +12,18 @@ The finished directory is `data_dir/alexnet_jax/<source>-<size>px-<encoding>-<ha
 * `mean_image.npy`: float32 (S, S, 3), 0..255, over the training pictures before JPEG coding;
 * `statistics.json`: class names, pictures per class, mean colour, the eigenvalues (ascending)
   and eigenvectors (columns, R G B) of the covariance of all training pixels, 0..255 scale, what
-  was skipped, what it was made from and with, and the size of every other file.
+  was skipped, what it was made from and with, a checksum of the training records, of which mean
+  and colours are, and size and SHA-256 of every other file.
 
 The hash covers the source's fingerprint and every setting that changes bytes, so a directory is
-never stale. It is written as `<directory>.incomplete` and renamed at the very end: what has the
-final name is whole. The same input gives the same bytes.
+never stale. It is filled as `<directory>.incomplete` and renamed at the very end: what has the
+final name is whole. Whoever comes after a kill, a full disk or a bad picture goes on from the
+shards that are done. The same input gives the same bytes, however many processes and machines
+make them.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -30,43 +32,46 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import ml_collections
-import numpy as np
-import PIL.features
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.example import Contents, Source
+from alexnet_jax.merge import merge
 from alexnet_jax.shards import (
     MAX_UNDECODABLE,
     SKIP_REMEDY,
-    Encoded,
-    PixelSums,
-    Shard,
-    encode,
-    in_order,
+    Job,
+    done,
+    finished,
+    refuse_too_many,
     sync,
-    write_shard,
 )
-from alexnet_jax.sources import Example, Source, open_source
+from alexnet_jax.sources import open_source
+from alexnet_jax.workers import make_shards
 
-FORMAT = 1  # of the prepared directory; raised when a reader of the old one would be wrong
-SHARD_BYTES = 128 << 20  # aimed at; small enough to redo, large enough to read fast
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+FORMAT = 2  # of the prepared directory; raised when a reader of the old one would be wrong
+SHARD_BYTES = 32 << 20  # aimed at: little to redo, and enough shards for all cores
+MAX_SHARDS = 512  # a split; each is an open file of the reader, and 1,024 are a usual limit
+PICTURES_A_PROCESS = 2000  # fewer are done in the seconds that a process takes to start
 
 
-def prepare(dataset: ml_collections.ConfigDict) -> pathlib.Path:
+def prepare(dataset: ml_collections.ConfigDict, share: str | None = None) -> pathlib.Path:
     """The directory of the prepared set of `config.dataset`, made first if it is not there.
 
     Args:
       dataset: `config.dataset`, valid (config.validate).
+      share: 'i/n' with 0 <= i < n makes shards i, i + n, i + 2n, ... only, as one of n machines
+        that share a data_dir does, and returns the directory that will be. The same call without
+        it makes what is left and merges.
 
     Raises:
-      InputError: no such source, a picture that cannot be decoded, or a
-        data_dir that cannot be written or is full. Nothing half-written stays.
+      InputError: no such source, a picture that cannot be decoded, a data_dir that cannot be
+        written or is full, a share that is none. Only finished shards stay, for the next call.
     """
+    mine = _parse(share)
     source = open_source(dataset)
     identity = {
         "format": FORMAT,
@@ -82,16 +87,29 @@ def prepare(dataset: ml_collections.ConfigDict) -> pathlib.Path:
     if not directory.is_dir():
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _locked(directory):
+            with _locked(directory, fcntl.LOCK_SH if share else fcntl.LOCK_EX):
                 if not directory.is_dir():  # else another process has made it meanwhile
-                    _make(source, dataset, identity, directory)
+                    _make(source, dataset, identity, directory, mine)
         except OSError as error:
             raise InputError(
                 f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}):"
                 " set another --config.dataset.data_dir"
             ) from error
-    _accept(directory, dataset.on_error)
+    if directory.is_dir():
+        _accept(directory, dataset.on_error)
     return directory
+
+
+def _parse(share: str | None) -> slice:
+    """The shards of share 'i/n'; all of them for None."""
+    if share is None:
+        return slice(None)
+    match = re.fullmatch(r"(\d+)/(\d+)", share)
+    if not match or not int(match[1]) < int(match[2]):
+        raise InputError(
+            f"--prepare_shard={share}: give i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
+        )
+    return slice(int(match[1]), None, int(match[2]))
 
 
 def _accept(directory: pathlib.Path, on_error: str) -> None:
@@ -105,45 +123,91 @@ def _accept(directory: pathlib.Path, on_error: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """One process prepares, the others wait; the system drops the lock of a killed one."""
+def _locked(directory: pathlib.Path, kind: int) -> Iterator[None]:
+    """One process prepares (LOCK_EX), or several make shares of it (LOCK_SH); others wait.
+
+    The system drops the lock of a killed one.
+    """
     with directory.with_name(directory.name + ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting: another process is preparing {directory}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, kind)
         yield
 
 
 def _make(
-    source: Source, dataset: ml_collections.ConfigDict, identity: dict, directory: pathlib.Path
+    source: Source,
+    dataset: ml_collections.ConfigDict,
+    identity: dict,
+    directory: pathlib.Path,
+    mine: slice,
 ) -> None:
+    """Makes the shards `mine` that are not done, and merges them where they are all."""
+    with _locked(directory.with_name(directory.name + ".original"), fcntl.LOCK_EX):
+        contents = source.open()  # which may download, once for all shares
     incomplete = directory.with_name(directory.name + ".incomplete")
-    if incomplete.exists():
-        shutil.rmtree(incomplete)  # of a killed process, since the lock is ours
-    splits = source.open()
-    total = sum(map(len, splits.values()))
-    space = f"about {total * _picture_bytes(dataset) / 1e9:,.2f} GB"
+    allowed = int(MAX_UNDECODABLE * sum(map(len, contents.splits.values())))
+    jobs = _jobs(source, contents, dataset, allowed, incomplete)
+    chosen = [job for of_split in jobs.values() for job in of_split][mine]
+    undecodable: list[str] = []
+    left = []
+    for job in chosen:
+        if shard := finished(job.path):
+            undecodable += shard.undecodable
+        else:
+            left.append(job)
+    pictures = sum(len(job.examples) for job in left)
+    needed = pictures * _picture_bytes(dataset)
     if dataset.encoding == "raw":  # its size is known, so hours need not pass before it is full
-        _refuse_too_large(total * _picture_bytes(dataset), directory)
-    numbers = ", ".join(f"{len(splits[split]):,} {split}" for split in splits)
-    print(f"preparing {source.name} ({numbers} pictures, {space}) in {directory}", file=sys.stderr)
+        _refuse_too_large(needed, directory)
+    space = f"about {needed / 1e9:,.2f} GB"
+    numbers = ", ".join(f"{len(part):,} {split}" for split, part in contents.splits.items())
+    print(
+        f"preparing {source.name} ({numbers} pictures) in {directory}: {pictures:,} pictures,"
+        f" {len(left)} of {len(chosen)} shards, {space}",
+        file=sys.stderr,
+    )
+    all_ = mine == slice(None)
     try:
-        incomplete.mkdir()
-        _write(source, splits, dataset, identity, incomplete)
-        sync(incomplete)
-        incomplete.rename(directory)
-        sync(directory.parent)
+        incomplete.mkdir(exist_ok=True)
+        refuse_too_many(undecodable, allowed)
+        for left_out in _made(left, pictures):
+            undecodable += left_out
+            refuse_too_many(undecodable, allowed)
+        if all_:
+            paths = {split: [job.path for job in of_split] for split, of_split in jobs.items()}
+            merge(source, contents.class_names, paths, dataset, identity, incomplete)
+            incomplete.rename(directory)
+            sync(directory.parent)
+            for job in chosen:  # not before: they are what a kill would leave to go on from
+                done(directory / job.path.name).unlink()
     except OSError as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
         raise InputError(
             f"cannot write {directory} ({_reason(error)}): it needs {space}; make room there or"
-            " set another --config.dataset.data_dir"
+            f" set another --config.dataset.data_dir{_kept(incomplete, all_)}"
         ) from error
+    except InputError as error:
+        raise InputError(f"{error}{_kept(incomplete, all_)}") from error
     except BaseException:
-        shutil.rmtree(incomplete, ignore_errors=True)
+        _kept(incomplete, all_)
         raise
+    print(
+        f"{'prepared' if all_ else 'made a share of'} {source.name}; skipped"
+        f" {source.num_not_pictures} files that are no pictures, {len(undecodable)} undecodable",
+        file=sys.stderr,
+    )
+
+
+def _kept(incomplete: pathlib.Path, alone: bool) -> str:
+    """Leaves finished shards for the next call, and says so; leaves nothing where there is none."""
+    number = len(list(incomplete.glob("*.done")))
+    if number:
+        return f" ({number} finished shards are kept in {incomplete} to go on from)"
+    if alone:  # else others may be writing there
+        shutil.rmtree(incomplete, ignore_errors=True)
+    return ""
 
 
 def _reason(error: OSError) -> str:
@@ -166,119 +230,38 @@ def _refuse_too_large(needed: int, directory: pathlib.Path) -> None:
         )
 
 
-def _write(
+def _jobs(
     source: Source,
-    splits: dict[str, Sequence[Example]],
+    contents: Contents,
     dataset: ml_collections.ConfigDict,
-    identity: dict,
+    allowed: int,
     directory: pathlib.Path,
-) -> None:
-    """Fills the directory: shards one after the other, then the metadata of all of them."""
-    size, classes = dataset.image_size, source.class_names
-    tfds_features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
-            if dataset.encoding == "jpeg"
-            else tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes"),
-            "label": tfds.features.ClassLabel(names=classes),
-        }
-    )
-
-    def encode_at(examples: Sequence[Example], index: int) -> Encoded | InputError:
-        return encode(examples[index], dataset, tfds_features, len(classes))
-
-    allowed = int(MAX_UNDECODABLE * sum(map(len, splits.values())))
-    undecodable: list[str] = []
-    shards: dict[str, list[Shard]] = {}
-    workers = len(os.sched_getaffinity(0))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for split, examples in splits.items():
-            if not examples:
-                raise InputError(f"{source.name} has no pictures in its {split} split")
-            total = len(examples)
-            number = math.ceil(total * _picture_bytes(dataset) / SHARD_BYTES)
-            shards[split] = []
-            patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
-            with tqdm(
-                total=total, desc=f"prepare {split}", unit="img", mininterval=patience
-            ) as progress:
-                for i in range(number):
-                    path = directory / f"pictures-{split}.array_record-{i:05d}-of-{number:05d}"
-                    share = range(i * total // number, (i + 1) * total // number)
-                    results = in_order(pool, functools.partial(encode_at, examples), share)
-                    shard = Shard(path, PixelSums.zeros(size), np.zeros(len(classes), np.int64))
-                    write_shard(shard, results, allowed - len(undecodable), progress.update)
-                    undecodable += shard.undecodable
-                    shards[split].append(shard)
-    _write_metadata(tfds_features, shards, directory)
-    _write_statistics(source, identity, shards, undecodable, directory)
-    print(
-        f"prepared {source.name}; skipped {source.num_not_pictures} files that are no pictures,"
-        f" {len(undecodable)} undecodable",
-        file=sys.stderr,
-    )
-
-
-def _write_metadata(
-    tfds_features: tfds.features.FeaturesDict,
-    shards: dict[str, list[Shard]],
-    directory: pathlib.Path,
-) -> None:
-    """`dataset_info.json`, `features.json`, `label.labels.txt`: what makes it a tfds data set."""
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory,
-        template=_TEMPLATE,
-        dataset_name="pictures",
-        filetype_suffix="array_record",
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds_features,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[shard.sums.count for shard in parts],
-                num_bytes=sum(shard.num_bytes for shard in parts),
-                filename_template=template.replace(split=split),
+) -> dict[str, list[Job]]:
+    """What is in which shard: a function of the data set and its settings alone."""
+    jobs: dict[str, list[Job]] = {}
+    for split, examples in contents.splits.items():
+        if not examples:
+            raise InputError(f"{source.name} has no pictures in its {split} split")
+        total = len(examples)
+        number = min(MAX_SHARDS, math.ceil(total * _picture_bytes(dataset) / SHARD_BYTES))
+        jobs[split] = [
+            Job(
+                directory / f"pictures-{split}.array_record-{i:05d}-of-{number:05d}",
+                examples[i * total // number : (i + 1) * total // number],
+                dataset,
+                len(contents.class_names),
+                allowed,
             )
-            for split, parts in shards.items()
-        ],
-        check_data=False,  # its check would read through TensorFlow
-        description="Squares of one size with their labels, made by alexnet_jax.prepare.",
-    )
+            for i in range(number)
+        ]
+    return jobs
 
 
-def _write_statistics(
-    source: Source,
-    identity: dict,
-    shards: dict[str, list[Shard]],
-    undecodable: list[str],
-    directory: pathlib.Path,
-) -> None:
-    """`mean_image.npy` and `statistics.json`."""
-    sums = PixelSums.zeros(identity["image_size"])
-    for shard in shards["train"]:
-        sums.merge(shard.sums)
-    values, vectors = sums.principal_axes()
-    np.save(directory / "mean_image.npy", sums.mean_image(), allow_pickle=False)
-    statistics = {
-        "format": FORMAT,
-        "made_from": identity,
-        "made_with": {"pillow": PIL.__version__, "jpeg": PIL.features.version("libjpeg_turbo")},
-        "image_size": identity["image_size"],
-        "class_names": source.class_names,
-        "counts": {
-            split: np.sum([shard.counts for shard in parts], 0).tolist()
-            for split, parts in shards.items()
-        },
-        "mean_colour": sums.mean_image().mean((0, 1), np.float64).tolist(),
-        "eigenvalues": values.tolist(),
-        "eigenvectors": vectors.tolist(),
-        "not_pictures": source.num_not_pictures,
-        "undecodable": undecodable,
-        "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir())},
-    }
-    text = json.dumps(statistics, indent=1) + "\n"
-    (directory / "statistics.json").write_text(text, encoding="utf-8")
-    for file in directory.iterdir():
-        sync(file)
+def _made(jobs: list[Job], pictures: int) -> Iterator[list[str]]:
+    """Makes the shards on all cores, with a line of progress; yields as make_shards does."""
+    if not jobs:
+        return
+    processes = min(len(os.sched_getaffinity(0)), len(jobs), 1 + pictures // PICTURES_A_PROCESS)
+    patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
+    with tqdm(total=pictures, desc="prepare", unit="img", mininterval=patience) as progress:
+        yield from make_shards(jobs, processes, progress.update)

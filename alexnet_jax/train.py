@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, optim, parallel
+from alexnet_jax import augment, checkpoint, data, optim, parallel, prefetch
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
@@ -110,7 +112,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     """
     layout = parallel.layout(config)
     workdir_lib.check(workdir, config)
-    dataset = data.open_dataset(prepare(config.dataset))
+    dataset = data.open_dataset(prepare(config.dataset), config.dataset.on_error)
     check_classes(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
@@ -155,6 +157,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
             "ten_crop_top1_error": ten_crops["top1_error"],
             "ten_crop_top5_error": ten_crops["top5_error"],
             "seconds": writer.seconds(),
+            "skipped_records": dataset.num_damaged,
         }
     config_lib.write_json(result, workdir / "result.json")
     return result
@@ -179,7 +182,7 @@ def _train(
     first = int(layout.fetch(state.step))
     num_steps = total_steps(config, dataset.num_train)
     training: Any = _compiled_step(config, dataset, layout, state) if first < num_steps else None
-    batches = data.train_batches(
+    batches: Iterator[Any] = data.train_batches(
         dataset,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -187,11 +190,14 @@ def _train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    if training is not None:
+        shares = map(layout.shard, itertools.islice(batches, num_steps - first))
+        batches = prefetch.to_devices(shares, training.input_shardings[0][1])
     writer.resume_clock(first)
     for step in range(first, num_steps + 1):
         if step > first:
-            state, metrics = training(state, layout.shard(next(batches)))
-            writer.train(step, metrics)
+            state, metrics = training(state, next(batches))
+            writer.train(step, metrics, dataset.num_damaged)
             run["validation"] = None
 
         evaluated = False

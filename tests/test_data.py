@@ -2,17 +2,22 @@
 
 import itertools
 import json
+import os
 import pathlib
+import socket
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_jax import buffers
 from alexnet_jax.data import blank_batch, eval_batches, open_dataset, train_batches
 from alexnet_jax.errors import InputError
+from alexnet_jax.prefetch import to_devices
 from alexnet_jax.prepare import prepare
 
 TRAIN, VAL, SIZE = 22, 10, 6
@@ -127,6 +132,39 @@ def test_processes_together_hold_the_batch_of_one_process(dataset, count):
         assert_same(joined, batch)
 
 
+def test_memory_does_not_grow_with_the_number_of_batches(dataset, monkeypatch):
+    made = []
+    aligned = buffers._aligned
+    monkeypatch.setattr(buffers, "_aligned", lambda size: made.append(size) or aligned(size))
+    for _ in zip(range(60), train_batches(dataset, seed=0, batch_size=8), strict=False):
+        pass
+    assert len(made) <= 5  # the caller's, one that it gets, and those under way
+
+
+def test_batches_that_are_kept_stay_as_they_are(dataset):
+    batches = take(train_batches(dataset, seed=0, batch_size=8), 40)
+    for step, batch in enumerate(batches):
+        if step % 7 == 0:
+            again = next(train_batches(dataset, seed=0, batch_size=8, start_step=step))
+            assert_same(again, batch)
+
+
+def test_each_batch_is_on_its_way_before_the_one_before_is_used():
+    asked = []
+
+    def batches():
+        for step in range(4):
+            asked.append(step)
+            yield {"label": np.full(2, step, np.int32)}
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for step, batch in enumerate(to_devices(batches(), {"label": device})):
+        assert isinstance(batch["label"], jax.Array)
+        assert batch["label"].tolist() == [step, step]
+        assert asked[-1] == min(step + 1, 3)
+    assert step == 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 16])
 def test_evaluation_sees_every_example_once_in_order(dataset, batch_size):
     batches = list(eval_batches(dataset, batch_size=batch_size))
@@ -190,7 +228,7 @@ def test_directory_that_is_none_is_refused(tmp_path):
 def test_other_format_version_is_refused(whole):
     statistics = json.loads((whole / "statistics.json").read_text())
     (whole / "statistics.json").write_text(json.dumps(statistics | {"format": 99}))
-    with pytest.raises(InputError, match=r"format 99, this version reads 1.*remove it"):
+    with pytest.raises(InputError, match=r"format 99, this version reads 2.*remove it"):
         open_dataset(whole)
 
 
@@ -232,3 +270,45 @@ def test_tensorflow_is_not_imported(whole):
     )
     root = pathlib.Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+
+
+TWO_PROCESSES = """
+import itertools, sys, jax, numpy as np
+from alexnet_jax import data
+from alexnet_jax.prefetch import to_devices
+address, process, path = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+mesh = jax.make_mesh((4,), ("batch",))
+split, whole = (jax.NamedSharding(mesh, jax.P(*axis)) for axis in (("batch",), ()))
+batches = data.train_batches(
+    data.open_dataset(path), seed=5, batch_size=8, start_step=3,
+    process_index=jax.process_index(), process_count=jax.process_count(),
+)
+collect = jax.jit(lambda image: image[:, 0, 0, 0], out_shardings=whole)
+for batch in itertools.islice(to_devices(batches, {"image": split, "label": split}), 3):
+    assert batch["image"].shape[0] == 8 and len(batch["image"].addressable_shards) == 2
+    print(*collect(batch["image"]).addressable_data(0), flush=True)
+"""
+
+
+def test_two_hosts_put_the_batch_of_one_on_their_devices(whole):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, address, str(i), str(whole)],
+            cwd=pathlib.Path(__file__).parents[1],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [host.communicate(timeout=120)[0].splitlines() for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    alone = take(train_batches(open_dataset(whole), seed=5, batch_size=8, start_step=3), 3)
+    expected = [" ".join(map(str, numbers(batch))) for batch in alone]
+    for lines in outputs:
+        assert [line for line in lines if "Gloo" not in line] == expected

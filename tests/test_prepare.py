@@ -1,18 +1,20 @@
 """Preparing: every kind of picture, every source, and every way in which it can go wrong."""
 
-import concurrent.futures
 import fcntl
+import hashlib
 import io
 import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
+import weakref
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -20,9 +22,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
+from alexnet_jax import merge, pixel_sums, shards, sources, workers
 from alexnet_jax import prepare as prepare_lib
-from alexnet_jax import shards, sources
 from alexnet_jax.errors import InputError
+from alexnet_jax.example import Example
 from alexnet_jax.pictures import load_image
 from alexnet_jax.prepare import prepare
 
@@ -332,7 +335,7 @@ def test_statistics_do_not_cancel():
     """The textbook one-pass formula in floats loses every digit here; integers lose none."""
     images = np.full((50, 64, 64, 3), 254, np.uint8)
     images[0, 0, 0] = (255, 253, 255)
-    sums = shards.PixelSums.zeros(64)
+    sums = pixel_sums.PixelSums.zeros(64)
     for image in images:
         sums.add(image)
     exact = np.cov(images.reshape(-1, 3).T.astype(np.float64) - 254, bias=True)
@@ -341,11 +344,11 @@ def test_statistics_do_not_cancel():
 
 def test_sums_merge_in_any_order_to_the_same_bits():
     images = noise(6, 8, 8, 3)
-    whole, parts = shards.PixelSums.zeros(8), [shards.PixelSums.zeros(8) for _ in range(3)]
+    whole, parts = pixel_sums.PixelSums.zeros(8), [pixel_sums.PixelSums.zeros(8) for _ in range(3)]
     for i, image in enumerate(images):
         whole.add(image)
         parts[i % 3].add(image)
-    merged = shards.PixelSums.zeros(8)
+    merged = pixel_sums.PixelSums.zeros(8)
     for part in reversed(parts):
         merged.merge(part)
     np.testing.assert_array_equal(merged.covariance(), whole.covariance())
@@ -514,6 +517,12 @@ class TinyShapesTrainOnly(TinyShapes):
     splits = ("train",)
 
 
+class TinyShapesTestOnly(TinyShapes):
+    """Has nothing to train on."""
+
+    splits = ("test",)
+
+
 class TinyUnlabelled(TinyShapes):
     """No label."""
 
@@ -562,10 +571,26 @@ def test_validation_is_preferred_to_test(tmp_path):
     assert len(stored(prepare(config(tmp_path, name="tiny_shapes_validated")), "val")) == 2
 
 
+def test_the_last_tenth_is_held_out_where_there_is_only_a_train_split(tmp_path):
+    """As in tf_flowers."""
+    sets = []
+    for data_dir in (tmp_path / "a", tmp_path / "b"):
+        directory = prepare(config(data_dir, name="tiny_shapes_train_only"))
+        parts = [stored(directory, split) for split in ("train", "val")]
+        sets.append([[int(e["image"][0, 0, 0]) for e in part] for part in parts])
+    assert sets[0] == sets[1]
+    assert [len(part) for part in sets[0]] == [5, 1]
+    assert sorted(sum(sets[0], [])) == [0, 20, 40, 60, 80, 100]
+
+
+def test_data_set_without_training_pictures_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has the splits test and needs 'train'"):
+        prepare(config(tmp_path, name="tiny_shapes_test_only"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tiny_shapes_train_only", "has the splits train: "),
         ("tiny_unlabelled", "no image classification set: it has image"),
         ("tiny_through_tensorflow", "pip install tensorflow-cpu"),
         ("tiny_by_hand", r"by hand into .*downloads/manual: manual_dir should contain shapes\.tar"),
@@ -648,20 +673,9 @@ def test_fewer_records_read_back_than_written_are_refused(tmp_path, folder, monk
                 super().write(record)
 
     monkeypatch.setattr(shards, "ArrayRecordWriter", Forgetful)
-    with pytest.raises(InputError, match=r"records written, \d+ readable"):
+    with pytest.raises(InputError, match=r"records written, \d+ left"):
         prepare(config(tmp_path, path=folder))
     assert not left_behind(tmp_path)
-
-
-SLOW = """
-import time
-from alexnet_jax import shards
-load = shards.load_image
-def slow(*arguments):
-    time.sleep(.05)
-    return load(*arguments)
-shards.load_image = slow
-"""
 
 
 def wait_for(condition, seconds=30):
@@ -671,34 +685,174 @@ def wait_for(condition, seconds=30):
         time.sleep(0.02)
 
 
+def children(process):
+    path = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in path.read_text().split()]
+
+
 @pytest.fixture
-def killed(tmp_path):
-    """A data_dir in which preparing was killed in the middle, and the fields it had."""
-    fields = config(tmp_path, path=make_folder(tmp_path / "pets", train=100)).to_dict()
-    process = run(PREPARE.format(before=SLOW, fields=fields))
-    wait_for(lambda: list(tmp_path.glob("alexnet_jax/*.incomplete/*.array_record*")))
+def killed(tmp_path, monkeypatch):
+    """The fields of a preparation by two processes that was killed when some shards were done."""
+    (tmp_path / "pets" / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(noise(400, 400, 3)).save(tmp_path / "big.png")
+    for i in range(40):
+        (tmp_path / "pets" / "train" / "cat" / f"{i}.png").hardlink_to(tmp_path / "big.png")
+    shutil.copytree(tmp_path / "pets" / "train", tmp_path / "pets" / "val", copy_function=os.link)
+    fields = config(tmp_path, path=tmp_path / "pets").to_dict()
+    monkeypatch.setattr(prepare_lib, "SHARD_BYTES", 4 * 8 * 8 * 3)  # 10 shards a split
+    monkeypatch.setattr(prepare_lib, "PICTURES_A_PROCESS", 40)
+    process = run(PREPARE.format(before=SMALL_SHARDS, fields=fields))
+    wait_for(lambda: list(tmp_path.glob("alexnet_jax/*.incomplete/*.done")))
+    workers = children(process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
+    assert len(workers) >= 2
+    wait_for(lambda: not any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers))
     return fields
 
 
-def test_killed_preparation_is_not_taken_for_a_finished_one(tmp_path, killed):
+SMALL_SHARDS = """
+import os
+from alexnet_jax import prepare as lib
+lib.SHARD_BYTES, lib.PICTURES_A_PROCESS = 4 * 8 * 8 * 3, 40
+os.sched_getaffinity = lambda pid: range(2)
+"""
+
+
+def test_killed_preparation_goes_on_from_the_finished_shards(tmp_path, killed, monkeypatch):
     [leftover] = left_behind(tmp_path)
-    assert leftover.suffix == ".incomplete"
+    assert leftover.suffix == ".incomplete", "it must not be taken for a finished one"
+    finished = sorted(file.with_suffix("") for file in leftover.glob("*.done"))
+    before = {file.name: file.stat().st_mtime_ns for file in finished}
+    assert 0 < len(finished) < 20
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(1))
     directory = prepare(ml_collections.ConfigDict(killed))
     assert left_behind(tmp_path) == [directory]
+    assert {name: (directory / name).stat().st_mtime_ns for name in before} == before
     whole = prepare(config(tmp_path / "other", path=tmp_path / "pets"))
     assert contents(directory) == contents(whole)
 
 
-def test_interrupt_leaves_nothing(tmp_path, folder, monkeypatch):
+def test_interrupt_leaves_finished_shards_and_nothing_else(tmp_path, folder, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_lib, "_write_statistics", interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merge, "_write_statistics", interrupt)
+        prepare(config(tmp_path, path=folder))
+    monkeypatch.setattr(workers, "make_shard", None)  # nothing is made again
+    directory = prepare(config(tmp_path, path=folder))
+    assert left_behind(tmp_path) == [directory]
+    assert not list(directory.glob("*.done")) + list(directory.glob("*.tmp"))
+
+
+def test_interrupt_before_the_first_shard_leaves_nothing(tmp_path, folder, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "load_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(tmp_path, path=folder))
     assert not left_behind(tmp_path)
+
+
+def test_a_bad_picture_leaves_the_shards_before_it_to_go_on_from(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "SHARD_BYTES", 8 * 8 * 3)  # a picture each
+    for i in range(100):
+        (folder / "val" / "dog" / f"more{i}.png").hardlink_to(folder / "val" / "dog" / "0.png")
+    (folder / "val" / "dog" / "z.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"dog/z\.png .*110 finished shards are kept in"):
+        prepare(config(tmp_path, path=folder))
+    statistics = prepare(config(tmp_path, path=folder, on_error="skip")) / "statistics.json"
+    assert len(json.loads(statistics.read_text())["undecodable"]) == 1
+
+
+# --- many processes, many machines ------------------------------------------------------------
+
+
+def test_one_and_four_processes_give_the_same_bytes(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "SHARD_BYTES", 400)
+    monkeypatch.setattr(prepare_lib, "PICTURES_A_PROCESS", 1)
+    fields = {"path": folder, "encoding": "jpeg"}
+    used = []
+    make_shards = prepare_lib.make_shards
+    monkeypatch.setattr(
+        prepare_lib,
+        "make_shards",
+        lambda jobs, processes, report: (
+            used.append(processes) or make_shards(jobs, processes, report)
+        ),
+    )
+    directories = []
+    for number in (1, 4):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, number=number: range(number))
+        directories.append(prepare(config(tmp_path / str(number), **fields)))
+    assert used[0] == 1
+    assert used[1] > 1
+    assert contents(directories[0]) == contents(directories[1])
+
+
+def test_shares_of_machines_merge_to_the_same_bytes(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "SHARD_BYTES", 8 * 8 * 3)
+    whole = prepare(config(tmp_path / "whole", path=folder))
+    for i in (2, 0, 1):
+        directory = prepare(config(tmp_path, path=folder), share=f"{i}/3")
+        assert not directory.exists()
+    incomplete = directory.with_name(directory.name + ".incomplete")
+    assert len(list(incomplete.glob("*.done"))) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "make_shard", None)  # merging makes none
+        assert prepare(config(tmp_path, path=folder)) == directory
+    assert contents(directory) == contents(whole)
+    assert prepare(config(tmp_path, path=folder), share="1/3") == directory
+
+
+def test_a_share_that_is_missing_is_made_when_merging(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(prepare_lib, "SHARD_BYTES", 8 * 8 * 3)
+    whole = prepare(config(tmp_path / "whole", path=folder))
+    prepare(config(tmp_path, path=folder), share="1/2")
+    assert contents(prepare(config(tmp_path, path=folder))) == contents(whole)
+
+
+@pytest.mark.parametrize("share", ["3/3", "1", "-1/2", "a/b", "1/0", ""])
+def test_share_that_is_none_is_refused(tmp_path, folder, share):
+    with pytest.raises(InputError, match=r"--prepare_shard=.*: give i/n"):
+        prepare(config(tmp_path, path=folder), share=share)
+
+
+class Deadly(Sequence):
+    """Pictures whose reading ends the process, as the system does when memory is short."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker_ends_preparing_with_its_reason(tmp_path):
+    jobs = [
+        shards.Job(tmp_path / f"shard{i}", Deadly(), config(tmp_path), num_classes=1, allowed=0)
+        for i in range(2)
+    ]
+    with pytest.raises(InputError, match=r"made shard\d was killed, .* memory is short"):
+        list(workers.make_shards(jobs, 2, lambda number: None))
+    assert not list(tmp_path.glob("*.done"))
+
+
+def test_checksums_are_those_of_the_files(tmp_path, folder):
+    directory = prepare(config(tmp_path, path=folder))
+    statistics = json.loads((directory / "statistics.json").read_text())
+    described = {name: file["sha256"] for name, file in statistics["files"].items()}
+    files = contents(directory)
+    del files["statistics.json"]
+    assert described == {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
+    [shard] = [name for name in files if name.startswith("pictures-train")]
+    of_train = hashlib.sha256(described[shard].encode()).hexdigest()
+    assert statistics["made_from"]["train_sha256"] == of_train
+
+
+# --- other processes --------------------------------------------------------------------------
 
 
 def test_second_process_waits_and_finds_the_set_finished(tmp_path, folder):
@@ -715,22 +869,33 @@ def test_second_process_waits_and_finds_the_set_finished(tmp_path, folder):
     assert (out.strip(), err) == (str(directory), "")
 
 
-def test_memory_is_bounded_by_few_pictures_under_way():
-    under_way, most, lock = 0, 0, threading.Lock()
+class Fleeting(Sequence):
+    """Pictures that are counted for as long as anybody holds them."""
 
-    def work(key):
-        nonlocal under_way, most
-        with lock:
-            under_way += 1
-            most = max(most, under_way)
-        return key
+    held = most = 0
 
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for i, key in enumerate(shards.in_order(pool, work, range(1000))):
-            assert key == i
-            with lock:
-                under_way -= 1
-    assert most <= shards._UNDER_WAY + 1
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError
+        pixels = noise(8, 8, 3, seed=index)
+        weakref.finalize(pixels, self.count, -1)
+        self.count(1)
+        return Example(pixels, 0, f"picture {index}")
+
+    def count(self, change):
+        self.held += change
+        self.most = max(self.most, self.held)
+
+
+def test_a_shard_is_made_with_few_pictures_in_memory(tmp_path):
+    examples = Fleeting()
+    job = shards.Job(tmp_path / "shard", examples, config(tmp_path), num_classes=1, allowed=0)
+    assert shards.make_shard(job, lambda number: None) == []
+    assert shards.finished(job.path).sums.count == 300
+    assert examples.most <= 3
 
 
 def test_tensorflow_is_never_imported(tmp_path, folder):

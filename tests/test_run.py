@@ -25,6 +25,7 @@ from tests import runs
         (["--workdir=gs://bucket/run"], "gs://bucket/run"),
         (["--mode=fly"], "train|evaluate|predict|summary|prepare"),
         (["--mode=predict"], "--images"),
+        (["--prepare_shard=0/2"], "--prepare_shard=0/2 goes with --mode=prepare"),
         (["--mode=evaluate"], "not a run directory"),
         (["stray"], "'stray'"),
     ],

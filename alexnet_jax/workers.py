@@ -1,0 +1,101 @@
+"""Shards made by several processes at a time, each asking for the next one when it is done.
+
+Processes and not threads: what a picture needs of Python's lock would keep many cores waiting. Each
+holds no more than one picture and one shard's sums, so that memory does not grow with the data set.
+A worker that dies ends the whole with its reason; workers whose parent dies end by themselves.
+"""
+
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from alexnet_jax.errors import InputError
+from alexnet_jax.shards import Job, make_shard
+
+
+def make_shards(
+    jobs: Sequence[Job], processes: int, report: Callable[[int], Any]
+) -> Iterator[list[str]]:
+    """Makes the shards; yields for each, when it is finished, the pictures left out of it.
+
+    Args:
+      jobs: the shards to make.
+      processes: number of processes; 1 is this one.
+      report: called with a number of pictures that are done, in this process.
+
+    Raises:
+      InputError, OSError: as make_shard; InputError too where a worker dies.
+    """
+    if processes == 1:
+        for job in jobs:
+            yield make_shard(job, report)
+        return
+    # A fork would copy the locks of JAX's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(jobs)
+    busy: dict[Any, Job] = {}
+    workers: dict[Any, Any] = {}
+
+    def give(connection: Any, job: Job) -> None:
+        busy[connection] = job
+        try:
+            connection.send(job)
+        except OSError:
+            raise InputError(_death(workers[connection], job)) from None
+
+    try:
+        for job in itertools.islice(waiting, processes):
+            ours, theirs = context.Pipe()
+            workers[ours] = context.Process(target=_work, args=(theirs,), daemon=True)
+            workers[ours].start()
+            theirs.close()  # so that the end of its only holder is the end of the connection
+            give(ours, job)
+        while busy:
+            ready: list[Any] = multiprocessing.connection.wait(list(busy))
+            for connection in ready:
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    raise InputError(_death(workers[connection], busy[connection])) from None
+                if isinstance(message, Exception):
+                    raise message
+                if isinstance(message, int):
+                    report(message)
+                    continue
+                del busy[connection]
+                for job in itertools.islice(waiting, 1):
+                    give(connection, job)
+                yield message
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            worker.join()
+
+
+def _death(worker: Any, job: Job) -> str:
+    worker.join(timeout=10)  # it has closed its connection: its exit code comes at once
+    if worker.exitcode == -signal.SIGKILL:
+        how = "was killed, as the system does when memory is short"
+    else:
+        how = f"ended with exit code {worker.exitcode}"
+    return f"the process that made {job.path.name} {how}; the same command goes on"
+
+
+def _work(connection: Any) -> None:
+    """Makes shards until the parent ends; runs in a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
+    try:
+        while True:
+            job = connection.recv()
+            try:
+                connection.send(make_shard(job, connection.send))
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except Exception as error:
+                connection.send(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is no more

@@ -1,0 +1,270 @@
+"""What one process of input.py measures: each way in which pictures come."""
+
+import itertools
+import os
+import pathlib
+import statistics
+import time
+
+BATCH, SIZE = 128, 256
+QUALITY = 90  # 21 kB a picture
+SECONDS = 3.0  # timed, after the first batches
+
+
+def dataset(scratch: pathlib.Path, encoding: str, data_dir: str = "data"):
+    """Return `config.dataset` of the composed pictures."""
+    from configs import alexnet
+
+    config = alexnet.get_config().dataset
+    config.name, config.path = "folder", str(scratch / "native")
+    config.data_dir, config.encoding, config.jpeg_quality = (
+        str(scratch / data_dir),
+        encoding,
+        QUALITY,
+    )
+    return config
+
+
+def prepared(scratch: pathlib.Path, encoding: str) -> pathlib.Path:
+    """Return the directory of the prepared set."""
+    from alexnet_jax.prepare import prepare
+
+    return prepare(dataset(scratch, encoding))
+
+
+def stored_pictures(scratch: pathlib.Path, encoding: str) -> list[tuple[bytes, int]]:
+    """Return the bytes and labels of the prepared training pictures."""
+    import tensorflow_datasets as tfds
+
+    skip = {"image": tfds.decode.SkipDecoding()}
+    builder = tfds.builder_from_directory(prepared(scratch, encoding))
+    records = builder.as_data_source("train", decoders=skip)
+    return [(bytes(r["image"]), int(r["label"])) for r in records]
+
+
+def processes() -> list[int]:
+    """Return this process and its children."""
+    children = pathlib.Path("/proc/self/task").glob("*/children")
+    return [os.getpid(), *(int(pid) for file in children for pid in file.read_text().split())]
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its children so far."""
+    total = 0.0
+    for pid in processes():
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def memory_mb() -> float:
+    """Return the memory of this process and its children, shared pages counted once."""
+    total = 0
+    for pid in processes():
+        rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(rollup.split("Pss:")[1].split()[0])
+    return total / 1024
+
+
+def timed(batches, warm: int = 3) -> dict[str, float]:
+    """Return rates and memory of an iterator of numbers of pictures."""
+    for _ in range(warm):
+        next(batches)
+    images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
+    while time.perf_counter() - wall < SECONDS:
+        images += next(batches)
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    return {
+        "images_per_second": images / wall,
+        "images_per_cpu_second": images / cpu,
+        "memory_mb": memory_mb(),
+    }
+
+
+def limit(kind: str, scratch: pathlib.Path):
+    """Decoding, or copying, from memory into one buffer."""
+    import numpy as np
+    import simplejpeg
+
+    if kind == "native":
+        pictures = [p.read_bytes() for p in sorted(scratch.glob("native/train/*/*"))]
+    else:
+        pictures = [picture for picture, _ in stored_pictures(scratch, kind)][
+            :: 4 if kind == "raw" else 1
+        ]
+    buffer = np.empty(800 * 600 * 3, np.uint8)
+    for picture in itertools.cycle(pictures):
+        if kind == "raw":
+            buffer[: len(picture)] = np.frombuffer(picture, np.uint8)
+        else:
+            simplejpeg.decode_jpeg(picture, "RGB", buffer=buffer)
+        yield 1
+
+
+def ours(kind: str, scratch: pathlib.Path):
+    """train_batches of this repository."""
+    from alexnet_jax import data
+
+    for batch in data.train_batches(
+        data.open_dataset(prepared(scratch, kind)), seed=0, batch_size=BATCH
+    ):
+        yield len(batch["label"])
+
+
+def preparing(scratch: pathlib.Path) -> dict[str, float]:
+    """Making the prepared set of the composed pictures, once."""
+    import shutil
+
+    from alexnet_jax.prepare import prepare
+
+    shutil.rmtree(scratch / "again", ignore_errors=True)
+    number = len(list(scratch.glob("native/*/*/*")))
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    prepare(dataset(scratch, "jpeg", "again"))
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    return {
+        "images_per_second": number / wall,
+        "images_per_cpu_second": number / cpu,
+        "memory_mb": memory_mb(),
+    }
+
+
+def torch(kind: str, scratch: pathlib.Path):
+    """PyTorch's DataLoader with Pillow, one worker for each core."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    folder, pattern = (
+        (scratch / "native", "train/*/*") if kind == "native" else (scratch / "files", "*")
+    )
+    files = sorted(folder.glob(pattern))
+    labels = [
+        int(f.stem.split("_")[1]) if kind != "native" else int(f.parent.name[5:]) for f in files
+    ]
+    pixels = np.memmap(scratch / "raw.bin", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(files)
+
+        def __getitem__(self, index):
+            if kind == "raw":
+                return torch.from_numpy(np.array(pixels[index])), labels[index]
+            with Image.open(files[index]) as image:
+                rgb = image.convert("RGB")
+            if kind == "native":
+                side = min(rgb.size)
+                left, top = ((length - side) / 2 for length in rgb.size)
+                box = (left, top, left + side, top + side)
+                rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
+            return torch.from_numpy(np.array(rgb)), labels[index]
+
+    workers = len(os.sched_getaffinity(0))
+    loader = torch.utils.data.DataLoader(
+        Pictures(),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+    )
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+def tf(kind: str, scratch: pathlib.Path):
+    """A tf.data pipeline over TFRecords, its parallelism that of the cores."""
+    import tensorflow as tf
+
+    cores = len(os.sched_getaffinity(0))
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    path = scratch / f"{kind}.tfrecord"
+    if not path.exists():
+        raw = (scratch / "raw.bin").open("rb")
+        files = sorted(
+            (scratch / "files").iterdir() if kind != "native" else scratch.glob("native/train/*/*")
+        )
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for file in files:
+                picture = raw.read(3 * SIZE**2) if kind == "raw" else file.read_bytes()
+                label = int(file.parent.name[5:] if kind == "native" else file.stem.split("_")[1])
+                example = tf.train.Example()
+                example.features.feature["image"].bytes_list.value.append(picture)
+                example.features.feature["label"].int64_list.value.append(label)
+                writer.write(example.SerializeToString())
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+
+    def parse(record):
+        fields = tf.io.parse_single_example(record, features)
+        if kind == "raw":
+            image = tf.reshape(tf.io.decode_raw(fields["image"], tf.uint8), (SIZE, SIZE, 3))
+        else:
+            image = tf.io.decode_jpeg(fields["image"], channels=3, dct_method="INTEGER_ACCURATE")
+        if kind == "native":
+            shape = tf.shape(image)
+            side = tf.minimum(shape[0], shape[1])
+            top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+            image = tf.image.crop_to_bounding_box(image, top, left, side, side)
+            image = tf.image.resize(image, (SIZE, SIZE), method="bicubic", antialias=True)
+            image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+        return image, fields["label"]
+
+    records = tf.data.TFRecordDataset(str(path)).repeat().shuffle(1024 if kind != "raw" else 256)
+    decoded = records.map(parse, num_parallel_calls=cores, deterministic=False)
+    for images, _ in decoded.batch(BATCH, drop_remainder=True).prefetch(2):
+        yield int(images.shape[0])
+
+
+def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
+    """Seconds of training steps with real input and with a fixed batch, in turns."""
+    import jax
+
+    from alexnet_jax import data, parallel, prefetch, state, train
+    from configs import alexnet
+
+    config = alexnet.get_config()
+    config.dataset, config.batch_size, config.model.num_classes = dataset(scratch, "jpeg"), 32, 10
+    pictures = data.open_dataset(prepared(scratch, "jpeg"))
+    layout = parallel.layout(config)
+    current = layout.place(state.initial_state(config, pictures))
+    step = train._compiled_step(config, pictures, layout, current)
+    host = data.train_batches(pictures, seed=0, batch_size=config.batch_size)
+    shardings = step.input_shardings[0][1]
+    real = prefetch.to_devices(map(layout.shard, host), shardings)
+    fixed = next(real)
+    seconds: dict[str, list[float]] = {"real": [], "fixed": []}
+    for i in range(2 * steps + 2):
+        kind = ("real", "fixed")[i % 2]
+        began = time.perf_counter()
+        batch = next(real) if kind == "real" else fixed
+        current, metrics = step(current, batch)
+        jax.block_until_ready(metrics)
+        if i >= 2:
+            seconds[kind].append(time.perf_counter() - began)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    return {
+        "batch_size": config.batch_size,
+        "steps_of_each": steps,
+        "seconds_real": medians["real"],
+        "seconds_fixed": medians["fixed"],
+        "rate_real_over_fixed": medians["fixed"] / medians["real"],
+    }
+
+
+def measure(name: str, scratch: pathlib.Path, steps: int) -> dict[str, float]:
+    """Return what is measured of KIND/PEER, or of 'overlap'."""
+    kind, _, peer = name.partition("/")
+    if kind == "overlap":
+        return overlap(scratch, steps)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if (kind, peer) == ("native", "ours"):
+        return preparing(scratch)
+    peers = {"limit": limit, "ours": ours, "torch": torch, "tf": tf}
+    batches = peers[peer](kind, scratch)
+    return timed(batches, warm=200 if peer == "limit" else 6)
