@@ -203,11 +203,12 @@ def _make(
 def _kept(incomplete: pathlib.Path, alone: bool) -> str:
     """Leaves finished shards for the next call, and says so; leaves nothing where there is none."""
     number = len(list(incomplete.glob("*.done")))
-    if number:
-        return f" ({number} finished shards are kept in {incomplete} to go on from)"
     if alone:  # else others may be writing there
-        shutil.rmtree(incomplete, ignore_errors=True)
-    return ""
+        for file in incomplete.glob("*.tmp"):
+            file.unlink()
+        if number == 0:
+            shutil.rmtree(incomplete, ignore_errors=True)
+    return f" ({number} finished shards are kept in {incomplete} to go on from)" if number else ""
 
 
 def _reason(error: OSError) -> str:

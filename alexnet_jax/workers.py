@@ -8,7 +8,10 @@ A worker that dies ends the whole with its reason; workers whose parent dies end
 import itertools
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,11 +36,9 @@ def make_shards(
         for job in jobs:
             yield make_shard(job, report)
         return
-    # A fork would copy the locks of JAX's threads in whatever state they are.
-    context = multiprocessing.get_context("spawn")
     waiting = iter(jobs)
     busy: dict[Any, Job] = {}
-    workers: dict[Any, Any] = {}
+    workers: dict[Any, subprocess.Popen] = {}
 
     def give(connection: Any, job: Job) -> None:
         busy[connection] = job
@@ -48,9 +49,8 @@ def make_shards(
 
     try:
         for job in itertools.islice(waiting, processes):
-            ours, theirs = context.Pipe()
-            workers[ours] = context.Process(target=_work, args=(theirs,), daemon=True)
-            workers[ours].start()
+            ours, theirs = multiprocessing.Pipe()
+            workers[ours] = _start(theirs)
             theirs.close()  # so that the end of its only holder is the end of the connection
             give(ours, job)
         while busy:
@@ -73,21 +73,34 @@ def make_shards(
         for worker in workers.values():
             worker.terminate()
         for worker in workers.values():
-            worker.join()
+            worker.wait()
 
 
-def _death(worker: Any, job: Job) -> str:
-    worker.join(timeout=10)  # it has closed its connection: its exit code comes at once
-    if worker.exitcode == -signal.SIGKILL:
+def _start(connection: Any) -> subprocess.Popen:
+    # Not multiprocessing's own ways: a fork would copy the locks of JAX's threads in whatever state
+    # they are, and a spawn would run the caller's script again, up to where it prepares.
+    number = connection.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from alexnet_jax.workers import work; work({number})"],
+        pass_fds=[number],
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the parent, which ends its workers
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+
+def _death(worker: subprocess.Popen, job: Job) -> str:
+    code = worker.wait(timeout=10)  # it has closed its connection: its exit code comes at once
+    if code == -signal.SIGKILL:
         how = "was killed, as the system does when memory is short"
     else:
-        how = f"ended with exit code {worker.exitcode}"
+        how = f"ended with exit code {code}"
     return f"the process that made {job.path.name} {how}; the same command goes on"
 
 
-def _work(connection: Any) -> None:
-    """Makes shards until the parent ends; runs in a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
+def work(number: int) -> None:
+    """Makes shards for the parent at the other end of descriptor `number`, until it ends."""
+    connection: Any = multiprocessing.connection.Connection(number)
     try:
         while True:
             job = connection.recv()
