@@ -65,8 +65,8 @@ def _validate_layers(model: ConfigDict) -> None:
         values = model[name]
         if len(values) != wanted:
             raise InputError(
-                f"config.model.{name}={values!r} has {len(values)} entries; the network has"
-                f" {wanted} such layers: {', '.join(layer_names(model)[:wanted])}"
+                f"config.model.{name}={values!r} is of length {len(values)}; the layers are"
+                f" {', '.join(layer_names(model)[:wanted])} (config.model.layers and hidden)"
             )
     for name in model.cross_layers:
         if name not in model.layers[1:]:
@@ -74,6 +74,11 @@ def _validate_layers(model: ConfigDict) -> None:
                 f"config.model.cross_layers={model.cross_layers!r}: it may name"
                 f" {', '.join(model.layers[1:]) or 'nothing, for there is one layer'}"
             )
+    if model.init_stds and model.initializer != "normal":
+        raise InputError(
+            f"config.model.init_stds has no effect with config.model.initializer="
+            f"{model.initializer!r}; take 'normal', or init_stds=()"
+        )
     if model.ceil_mode and model.pool.stride > model.pool.window:
         raise InputError(
             f"config.model.pool.stride={model.pool.stride} is larger than its window"

@@ -6,8 +6,11 @@ from ml_collections import ConfigDict
 
 
 def first_step(epoch: int, num_train: int, batch_size: int) -> int:
-    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later."""
-    return math.ceil((epoch - 1) * num_train / batch_size)
+    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later.
+
+    An int32: beyond its range there are no steps.
+    """
+    return min(math.ceil((epoch - 1) * num_train / batch_size), 2**31 - 1)
 
 
 def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:

@@ -38,11 +38,11 @@ def _choice(*names: str) -> Field:
     return Field(str, lambda v: v in names, "one of " + ", ".join(repr(n) for n in names))
 
 
-def _integers(low: int) -> Field:
+def _integers(low: int, high: int = 65536) -> Field:
     def accepts(v: tuple) -> bool:
-        return all(type(i) is int and i >= low for i in v)
+        return all(type(i) is int and low <= i <= high for i in v)
 
-    return Field(tuple, accepts, f"a tuple of integers of at least {low}, one a layer")
+    return Field(tuple, accepts, f"a tuple of integers from {low} to {high}, one a layer")
 
 
 def _flag() -> Field:
@@ -70,11 +70,11 @@ def _are_milestones(v: tuple) -> bool:
     )
 
 
-def _by_parameter(low: str) -> Field:
+def _by_parameter(what: str, example: float) -> Field:
     return Field(
         tuple,
         lambda v: all(type(names) is str and _is_number(f) and f >= 0 for names, f in v),
-        f"a tuple of pairs of parameters and {low}, such as (('*/bias', 0.0),)",
+        f"a tuple of pairs of parameters and {what}, such as (('*/bias', {example}),)",
     )
 
 
@@ -92,8 +92,8 @@ FIELDS = {
     "learning_rate": _number(0, open_low=True),
     "momentum": _fraction(),
     "weight_decay": _number(0),
-    "rate_factors": _by_parameter("factors of their learning rate"),
-    "weight_decays": _by_parameter("their weight decay"),
+    "rate_factors": _by_parameter("factors of their learning rate", 2.0),
+    "weight_decays": _by_parameter("their weight decay", 0.0),
     "schedule": _choice("plateau", "epochs"),
     "milestones": Field(
         tuple,

@@ -99,6 +99,10 @@ class AlexNet(nn.Module):
         Returns:
           (batch, num_classes) float32. The maps after each stage (relu1, lrn1, max_pool1, ...
           relu7, dropout7) are in the 'intermediates' collection if it is made mutable.
+
+        Raises:
+          ValueError: a stage that is none. What else may be wrong with the attributes
+          config.validate refuses.
         """
         x = (images * self.input_scale).astype(self.dtype)
         for i, name in enumerate(self.layers):
@@ -122,8 +126,9 @@ class AlexNet(nn.Module):
 
     def _convolution(self, i: int, name: str, x: jax.Array) -> jax.Array:
         low, kernel, stride = self.padding[i], self.kernels[i], self.strides[i]
-        sides = x.shape[1:3] if self.ceil_mode else ()
-        over = [overhang(side + 2 * low, kernel, stride) for side in sides] or [0, 0]
+        over = [0, 0]
+        if self.ceil_mode:
+            over = [overhang(side + 2 * low, kernel, stride) for side in x.shape[1:3]]
         arguments: dict[str, Any] = {
             "features": self.features[i] // self._shares,
             "kernel_size": (kernel, kernel),

@@ -1,6 +1,6 @@
-"""Local response normalisation and max pooling with gradients of their own.
+"""The normalisations and poolings; local normalisation and max pooling with gradients of their own.
 
-What autodiff makes of these two is the slowest part of the net after the convolutions: on a CPU
+What autodiff makes of those two is the slowest part of the net after the convolutions: on a CPU
 forward and backward together take two to three times (normalisation) and about nine times
 (pooling) as long. Less is kept in between, too: the input alone by the one, a byte for each
 output by the other.
@@ -58,8 +58,8 @@ def _check_norm(name, x, n, axes):
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: x must be floating, got {x.dtype}")
     if x.ndim < axes:
-        what = "(..., H, W, C)" if axes == 3 else "a channel axis, got a scalar"
-        raise ValueError(f"{name}: x must have {what}" + f", got {x.shape}" * (axes == 3))
+        wanted = "(..., H, W, C)" if axes == 3 else "(..., C)"
+        raise ValueError(f"{name}: x must be {wanted}, got shape {x.shape}")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
@@ -136,18 +136,19 @@ def max_pool(
 def avg_pool(
     x: jax.Array, *, window: int = 3, stride: int = 2, ceil_mode: bool = False
 ) -> jax.Array:
-    """Return the mean of each window x window square of `x`, (batch, H, W, C), without padding.
+    """Return the mean of each window x window square of `x`, (..., H, W, C), without padding.
 
     Sizes, dtype and errors as `max_pool`; with `ceil_mode` what overhangs does not count in the
     mean, as in cuda-convnet. Types below float32 are widened to it inside.
     """
     _check_pool("avg_pool", x, window, stride, ceil_mode)
-    sides = x.shape[-3:-1] if ceil_mode else ()
-    border = [(0, overhang(side, window, stride)) for side in sides] or "VALID"
+    border = [(0, 0), (0, 0)]
+    if ceil_mode:
+        border = [(0, overhang(side, window, stride)) for side in x.shape[-3:-1]]
     square = (window, window)
-    wide = _at_least_float32(x)
+    wide = _at_least_float32(x).reshape(-1, *x.shape[-3:])
     mean = nn.avg_pool(wide, square, (stride, stride), border, count_include_pad=False)
-    return mean.astype(x.dtype)
+    return mean.reshape(*x.shape[:-3], *mean.shape[1:]).astype(x.dtype)
 
 
 def _check_pool(name, x, window, stride, ceil_mode):

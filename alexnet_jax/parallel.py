@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState
 
-DATA, COLUMN = "data", "column"
+DATA, MODEL = "data", "model"
 
 
 class Pmap:
@@ -57,21 +57,21 @@ class Pmap:
 class Split:
     """Pairs of devices share the network as in the paper, a column each; pairs share the batch.
 
-    Arrays are global, over a mesh (DATA, COLUMN) of (pairs, 2): parameters and velocity are halved
+    Arrays are global, over a mesh (DATA, MODEL) of (pairs, 2): parameters and velocity are halved
     along their last axis, the units; all else is on every device. Figure 2 of the paper.
     """
 
-    column_axis = COLUMN
+    column_axis = MODEL
 
     def __init__(self) -> None:
         if jax.local_device_count() % 2:
             raise InputError(
-                "config.parallel='split' divides the network between pairs of devices;"
-                f" there are {jax.local_device_count()} here: take an even number, or"
-                " parallel='pmap' (the same network)"
+                "config.parallel='split' divides the network between pairs of devices; their"
+                f" number here is {jax.local_device_count()}: take an even one, or parallel='pmap'"
+                " (the same network)"
             )
         # Processes number their devices one after the other, so that pairs do not cross them.
-        self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 2), (DATA, COLUMN))
+        self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 2), (DATA, MODEL))
         self.shares = jax.device_count() // 2
 
     def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
@@ -114,7 +114,7 @@ class Split:
         """Return the PartitionSpec of each leaf."""
 
         def halved(leaf: Any) -> PartitionSpec:
-            return PartitionSpec(*[None] * (leaf.ndim - 1), COLUMN)
+            return PartitionSpec(*[None] * (leaf.ndim - 1), MODEL)
 
         everywhere = jax.tree.map(lambda _: PartitionSpec(), tree)
         if not isinstance(tree, TrainState):

@@ -32,7 +32,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import ml_collections
 from tqdm import tqdm
@@ -58,7 +58,11 @@ MAX_SHARDS = 512  # a split; each is an open file of the reader, and 1,024 are a
 PICTURES_A_PROCESS = 2000  # fewer are done in the seconds that a process takes to start
 
 
-def prepare(dataset: ml_collections.ConfigDict, share: str | None = None) -> pathlib.Path:
+def prepare(
+    dataset: ml_collections.ConfigDict,
+    share: str | None = None,
+    num_classes: int | None = None,
+) -> pathlib.Path:
     """The directory of the prepared set of `config.dataset`, made first if it is not there.
 
     Args:
@@ -66,6 +70,8 @@ def prepare(dataset: ml_collections.ConfigDict, share: str | None = None) -> pat
       share: 'i/n' with 0 <= i < n makes shards i, i + n, i + 2n, ... only, as one of n machines
         that share a data_dir does, and returns the directory that will be. The same call without
         it makes what is left and merges.
+      num_classes: where given, what the network of the run has; another number of classes in the
+        source is refused before anything is made.
 
     Raises:
       InputError: no such source, a picture that cannot be decoded, a data_dir that cannot be
@@ -89,7 +95,7 @@ def prepare(dataset: ml_collections.ConfigDict, share: str | None = None) -> pat
             root.mkdir(parents=True, exist_ok=True)
             with _locked(directory, fcntl.LOCK_SH if share else fcntl.LOCK_EX):
                 if not directory.is_dir():  # else another process has made it meanwhile
-                    _make(source, dataset, identity, directory, mine)
+                    _make(source, dataset, identity, directory, mine, num_classes)
         except OSError as error:
             raise InputError(
                 f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}):"
@@ -98,6 +104,15 @@ def prepare(dataset: ml_collections.ConfigDict, share: str | None = None) -> pat
     if directory.is_dir():
         _accept(directory, dataset.on_error)
     return directory
+
+
+def check_classes(num_classes: int, class_names: Sequence[str], name: str) -> None:
+    """Raise InputError unless a network has as many outputs as the data set `name` has classes."""
+    if num_classes != len(class_names):
+        raise InputError(
+            f"config.model.num_classes={num_classes}, but {name!r} has {len(class_names)} classes;"
+            f" add --config.model.num_classes={len(class_names)}"
+        )
 
 
 def _parse(share: str | None) -> slice:
@@ -143,10 +158,13 @@ def _make(
     identity: dict,
     directory: pathlib.Path,
     mine: slice,
+    num_classes: int | None,
 ) -> None:
     """Makes the shards `mine` that are not done, and merges them where they are all."""
     with _locked(directory.with_name(directory.name + ".original"), fcntl.LOCK_EX):
         contents = source.open()  # which may download, once for all shares
+    if num_classes is not None:
+        check_classes(num_classes, contents.class_names, dataset.name)
     incomplete = directory.with_name(directory.name + ".incomplete")
     allowed = int(MAX_UNDECODABLE * sum(map(len, contents.splits.values())))
     jobs = _jobs(source, contents, dataset, allowed, incomplete)

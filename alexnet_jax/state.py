@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from alexnet_jax import augment, optim
 from alexnet_jax import model as model_lib
 from alexnet_jax.data import Dataset
-from alexnet_jax.errors import InputError
 
 
 @flax.struct.dataclass
@@ -70,13 +69,3 @@ def init_key(config: ConfigDict) -> jax.Array:
 def step_key(config: ConfigDict, step: jax.Array) -> jax.Array:
     """Return the key of everything random in training step `step`."""
     return jax.random.fold_in(jax.random.split(jax.random.key(config.seed))[1], step)
-
-
-def check_classes(config: ConfigDict, dataset: Dataset) -> None:
-    """Raise InputError unless the network has as many outputs as the data set has classes."""
-    have, want = config.model.num_classes, len(dataset.class_names)
-    if have != want:
-        raise InputError(
-            f"config.model.num_classes={have}, but {config.dataset.name!r} has {want} classes;"
-            f" add --config.model.num_classes={want}"
-        )

@@ -22,9 +22,9 @@ from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.epochs import evaluation_due, first_step, total_steps
 from alexnet_jax.evaluate import errors, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
-from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import check_classes, prepare
 from alexnet_jax.signals import StopRequest
-from alexnet_jax.state import TrainState, abstract_state, check_classes, step_key
+from alexnet_jax.state import TrainState, abstract_state, step_key
 
 
 def train_step(
@@ -112,8 +112,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     """
     layout = parallel.layout(config)
     workdir_lib.check(workdir, config)
-    dataset = data.open_dataset(prepare(config.dataset), config.dataset.on_error)
-    check_classes(config, dataset)
+    num_classes = config.model.num_classes
+    directory = prepare(config.dataset, num_classes=num_classes)
+    dataset = data.open_dataset(directory, config.dataset.on_error)
+    check_classes(num_classes, dataset.class_names, config.dataset.name)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
         state, run = workdir_lib.begin(config, workdir, dataset, checkpoints)

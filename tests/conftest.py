@@ -10,14 +10,12 @@ _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-import jax
-import numpy as np
 import pytest
 
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
-from tests import runs
+from tests import agreement, runs
 
 
 @pytest.fixture(scope="session")
@@ -42,34 +40,9 @@ def digits(config):
     return data.open_dataset(prepare(config.dataset))
 
 
-_compared: list[str] = []
-
-
-@pytest.fixture
-def agree(request):
-    """Assert that two arrays or trees of them agree, and put the largest error into the output.
-
-    The error of an array is its largest difference over the largest absolute value wanted.
-    """
-
-    def agree(got, want, *, rtol, what=""):
-        def error(one, other):
-            one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-            assert one.shape == other.shape
-            return np.abs(one - other).max() / max(np.abs(other).max(), np.finfo(float).tiny)
-
-        errors = jax.tree.leaves_with_path(jax.tree.map(error, got, want))
-        worst_path, worst = max(errors, key=lambda item: item[1])
-        where = what + jax.tree_util.keystr(worst_path)
-        _compared.append(f"{worst:8.1e} of {rtol:.0e}  {request.node.name}  {where}")
-        assert worst <= rtol, f"{where}: relative error {worst:.2e} > {rtol:.0e}"
-
-    return agree
-
-
 def pytest_terminal_summary(terminalreporter):
     """Show the errors of all comparisons with a reference."""
-    if _compared:
+    if agreement.LINES:
         terminalreporter.section("largest relative errors, and what is allowed")
-        for line in _compared:
-            terminalreporter.line(line)
+        for test, (_, figure) in agreement.LINES.items():
+            terminalreporter.line(f"{figure}  {test}")

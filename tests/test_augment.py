@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment
+from tests.agreement import agree
 
 SIZE, CROP = 12, 8
 PICTURES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)
@@ -145,7 +146,7 @@ def test_colour_axes_have_the_published_size_on_imagenet():
     np.testing.assert_allclose(lengths, [0.1525, 0.5395, 5.816], rtol=2e-3)
 
 
-def test_the_released_codes_axes_are_as_long_as_the_standard_deviations(agree):
+def test_the_released_codes_axes_are_as_long_as_the_standard_deviations():
     vectors, values = jnp.asarray(AXES), jnp.asarray(DEVIATIONS**2)
     columns = np.asarray(augment.colour_axes(vectors, values, "released"))
     for i in range(3):
@@ -184,7 +185,7 @@ def test_a_traced_deviation_of_zero_neither_shifts_nor_divides(rule):
     assert np.abs(crops(COLOUR_STD) - centred).max() > 1
 
 
-def test_a_traced_deviation_shifts_as_the_number_does(agree):
+def test_a_traced_deviation_shifts_as_the_number_does():
     options = {"colour": 50 * jnp.eye(3), "colour_rule": "released"}
     traced = _crops(colour_std=jnp.float32(COLOUR_STD), **options)
     agree(traced, _crops(colour_std=COLOUR_STD, **options), rtol=1e-6)

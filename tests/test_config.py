@@ -46,6 +46,7 @@ def test_the_default_recipe_has_every_field():
         ("model.features", (96, 256, 384, 384)),
         ("model.features", (96, 256, 384, 384, 0)),
         ("model.features", (96, 256, 384, 384, 2.0)),
+        ("model.features", (96, 256, 384, 384, 10**15)),
         ("model.dropout", 1.0),
         ("model.lrn.k", 0.0),
         ("model.lrn.n", 0),
@@ -156,6 +157,7 @@ def test_what_cannot_be_split_is_refused(changes, message):
         ({"rate_factors": (("conv6/*", 2.0),)}, "rate_factors names 'conv6/.', which no parameter"),
         ({"weight_decays": (("bias", 0.0),)}, "weight_decays names 'bias', which no parameter"),
         ({"schedule": "epochs", "milestones": ((9, "fc9/*", 0.1),)}, "milestones names 'fc9/.'"),
+        ({"model.initializer": "he_normal", "model.init_stds": (0.1,) * 8}, "init_stds has no eff"),
         ({"model.ceil_mode": True, "model.pool.stride": 4}, "stride=4 is larger than its window 3"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.conv import conv_general_dilated
+from tests.agreement import agree
 from tests.reference import ops as reference
 
 # height, width, kernel, stride, padding: AlexNet's conv1 and conv2 among them, and sizes that
@@ -50,10 +51,6 @@ def _value_and_gradients(layer, x, kernel, g):
     return y, *vjp(g.astype(y.dtype))
 
 
-def _relative_error(found, expected):
-    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
-
-
 @pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
 def test_value_and_gradients_agree_with_the_reference(height, width, kernel, stride, padding):
     x, weights, rng = _case(height, width, kernel)
@@ -63,7 +60,7 @@ def test_value_and_gradients_agree_with_the_reference(height, width, kernel, str
     layer = _layer(kernel, stride, padding)
     found = _value_and_gradients(layer, *(jnp.asarray(a, jnp.float32) for a in (x, weights, g)))
     for name, a, b in zip(("y", "dx", "dw"), found, (expected, *gradients), strict=True):
-        assert _relative_error(a, b) < 1e-6, name
+        agree(a, b, rtol=1e-6, what=name)
 
 
 def test_bfloat16_sums_in_float32():
@@ -74,7 +71,7 @@ def test_bfloat16_sums_in_float32():
     _, _, found = _value_and_gradients(
         _layer(3, 1, 1, jnp.bfloat16), *(jnp.asarray(a, jnp.float32) for a in (x, weights, g))
     )
-    assert _relative_error(found, expected) < 2.0**-8  # one rounding of the result
+    agree(found, expected, rtol=2.0**-8)  # one rounding of the result
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))])
@@ -99,7 +96,7 @@ def test_float64_stays_float64():
         _, expected = reference.conv_gradients(x, weights, g, stride=2, padding=0)
         layer = _layer(3, 2, 0, jnp.float64)
         _, _, found = _value_and_gradients(layer, *(jnp.asarray(a) for a in (x, weights, g)))
-    assert _relative_error(found, expected) < 1e-14
+    agree(found, expected, rtol=1e-14)
 
 
 def test_groups_are_left_to_xla():

@@ -24,6 +24,7 @@ from configs import (
     cifar10_80sec,
     quickstart,
 )
+from tests.agreement import agree
 from tests.reference import network as reference
 
 RECIPES = {
@@ -111,7 +112,7 @@ def _rates_and_decays(name, params):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_layer_and_the_update_are_those_of_the_formulas(name, agree):
+def test_every_layer_and_the_update_are_those_of_the_formulas(name):
     config = undisturbed(RECIPES[name])
     pictures, labels = photographs(config.augment.crop), np.array([3, 7], np.int32)
     state = first_state(config, pictures)
@@ -257,6 +258,10 @@ CIFAR = {
     "model.kernels": ((5, 5, 5), (5, 5, 5), (5, 5, 3, 3), (5, 5, 3, 3)),
     "model.padding": ((2, 2, 2), (2, 2, 2), (2, 2, 1, 1), (2, 2, 1, 1)),
     "model.stages": (THIRDS, NORMED, LOCAL, LOCAL_NORMED),
+    "model.strides": ((1, 1, 1), (1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)),
+    "model.pool.window": (3,) * 4,
+    "model.pool.stride": (2,) * 4,
+    "dataset.image_size": (32,) * 4,
     "model.hidden": ((64,), (), (), ()),
     "model.dropout": (0.0,) * 4,
     "model.ceil_mode": (True,) * 4,
@@ -309,7 +314,7 @@ def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
     ],
     ids=str,
 )
-def test_columns_cross_where_they_are_told_to(changes, agree):
+def test_columns_cross_where_they_are_told_to(changes):
     """Small two-column networks against the reference, forward and backward."""
     config = undisturbed(quickstart)
     config.model.groups, config.model.lrn.alpha, config.model.input_scale = 2, 0.5, 0.02

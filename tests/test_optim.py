@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import optim
 from alexnet_jax.epochs import first_step
 from configs import alexnet_2012_code
+from tests.agreement import agree
 
 # No epoch of the released schedule's milestones begins with a step: 50 / 7 is 7.14.
 NUM_TRAIN, BATCH = 50, 7
@@ -51,8 +52,8 @@ def test_the_update_is_the_papers_also_when_the_rate_drops():
         w = w + v
         updates, state = update({"w": jnp.asarray(g, jnp.float32)}, state, params, lr)
         params = jax.tree.map(jnp.add, params, updates)
-        np.testing.assert_allclose(updates["w"], v, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+        agree(updates["w"], v, rtol=1e-5, what="velocity")
+    agree(params["w"], w, rtol=1e-6, what="parameters")
 
 
 def test_the_rate_is_divided_when_the_error_stops_falling():
@@ -127,15 +128,13 @@ def released():
     return jax.device_get(history)
 
 
-def test_the_released_recipes_rates_are_those_by_hand_in_every_step(released, agree):
+def test_the_released_recipes_rates_are_those_by_hand_in_every_step(released):
     want = [{name: rate_by_hand(name, step) for name in SHAPES} for step in range(STEPS)]
     agree([state["rate"] for state in released], want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["w", "v"])
-def test_the_released_recipe_moves_parameters_as_by_hand_in_every_step(
-    released, by_hand, what, agree
-):
+def test_the_released_recipe_moves_parameters_as_by_hand_in_every_step(released, by_hand, what):
     agree([s[what] for s in released], [s[what] for s in by_hand], rtol=1e-5, what=what)
 
 
@@ -149,7 +148,7 @@ def test_conv1_is_frozen_with_its_velocity_from_epoch_72_on(released):
     assert np.any(released[-1]["w"]["fc8/kernel"] != before["w"]["fc8/kernel"])
 
 
-def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released, agree):
+def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released):
     """A trace of gradients, scaled by the rate afterwards, falls tenfold together with it."""
     name = "fc8/kernel"
     params, gradients = numbers(0)[name], numbers(1, STEPS)[name]
@@ -172,7 +171,7 @@ def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released, agree
         assert difference > 0.5, f"step {drop}"
 
 
-def test_a_rate_that_comes_back_finds_the_old_velocity(agree):
+def test_a_rate_that_comes_back_finds_the_old_velocity():
     rates = {"a": [0.1] * 5 + [0.0] * 4 + [0.02] * 5, "b": [0.1] * 14}
     decays = {"a": 0.03, "b": 0.0}
     rng = np.random.default_rng(0)

@@ -320,7 +320,7 @@ def test_mean_and_colour_statistics_are_numpys(tmp_path, folder):
     assert statistics["class_names"] == ["cat", "dog"]
 
 
-def test_colour_axes_are_numpys_eigenvectors_but_for_the_sign(tmp_path, folder, agree):
+def test_colour_axes_are_numpys_eigenvectors_but_for_the_sign(tmp_path, folder):
     directory = prepare(config(tmp_path, path=folder))
     statistics = json.loads((directory / "statistics.json").read_text())
     pixels = np.concatenate([e["image"].reshape(-1, 3) for e in stored(directory)])
@@ -714,6 +714,7 @@ def killed(tmp_path, monkeypatch):
 SMALL_SHARDS = """
 import os
 from alexnet_jax import prepare as lib
+from tests.agreement import agree
 lib.SHARD_BYTES, lib.PICTURES_A_PROCESS = 4 * 8 * 8 * 3, 40
 os.sched_getaffinity = lambda pid: range(2)
 """

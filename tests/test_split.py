@@ -14,6 +14,7 @@ from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_two_device
 from tests import runs
+from tests.agreement import agree, note
 
 CASES = [
     (2, ("conv3",)),
@@ -46,7 +47,7 @@ def _on_one_device(config, state, batch):
 
 @pytest.mark.parametrize(("number", "crossing"), CASES)
 def test_gradients_of_split_and_grouped_are_equal(
-    two_columns, digits, agree, monkeypatch, number, crossing
+    two_columns, digits, monkeypatch, number, crossing
 ):
     """With momentum 0 and no decay the velocity after a step is the gradient, dropout included."""
     config = two_columns
@@ -69,7 +70,7 @@ def test_gradients_of_split_and_grouped_are_equal(
         assert shards == {(*leaf.shape[:-1], leaf.shape[-1] // 2)}
 
 
-def test_logits_of_split_and_grouped_are_equal(two_columns, digits, agree):
+def test_logits_of_split_and_grouped_are_equal(two_columns, digits):
     state = initial_state(two_columns, digits)
     images = next(data.train_batches(digits, seed=0, batch_size=16))["image"][:, :67, :67] - 100.0
     grouped = model_lib.from_config(two_columns)
@@ -89,7 +90,7 @@ def test_logits_of_split_and_grouped_are_equal(two_columns, digits, agree):
     assert float(jnp.abs(wanted).max()) > 0.1
 
 
-def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir, agree):
+def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir):
     """Dropout, augmentation and shuffling are on; 2, 4 and 8 devices against one."""
     layouts = {1: "pmap", 2: "split", 4: "split", 8: "split"}
     processes = [
@@ -114,12 +115,12 @@ def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir, ag
     losses = [[line["loss"] for line in of_run] for of_run in lines]
     assert len(losses[0]) == 20
     assert abs(losses[0][-1] - losses[0][0]) > 1e-2  # they do change
-    for devices, of_run, state in zip(layouts, losses, states, strict=True):
-        agree(of_run, losses[0], rtol=1e-4, what=f"20 losses, {devices} devices")
-        agree(state.params, states[0].params, rtol=1e-3, what=f"parameters, {devices} devices ")
+    for devices, of_run, state in list(zip(layouts, losses, states, strict=True))[1:]:
+        agree(of_run, losses[0], rtol=1e-5, what=f"20 losses, {devices} devices")
+        agree(state.params, states[0].params, rtol=1e-5, what=f"parameters, {devices} devices ")
 
 
-def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path, agree):
+def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
     config = two_columns
     config.checkpoint_every_steps = 2
 
@@ -133,8 +134,8 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path, agree):
     moved = run("moved", [(2, "split"), (4, "pmap"), (6, "split")])
     split = run("split", [(6, "split")])
     again = run("again", [(3, "split"), (6, "split")])
-    agree(moved.params, wanted.params, rtol=1e-4, what="moved ")
-    agree(split.params, wanted.params, rtol=1e-4, what="split ")
+    agree(moved.params, wanted.params, rtol=1e-5, what="moved ")
+    agree(split.params, wanted.params, rtol=1e-5, what="split ")
     jax.tree.map(np.testing.assert_array_equal, again, split)  # continued: to the bit
 
     # What was trained split is used on one device, with the grouped network.
@@ -167,9 +168,10 @@ def test_a_device_of_a_pair_holds_about_half(monkeypatch):
     )
     grouped = step.lower(*one).compile().memory_analysis()
     # Pictures and the mean image are whole on both; 488 MB are parameters and velocity.
-    assert 0.5 <= split.output_size_in_bytes / grouped.output_size_in_bytes < 0.502
-    assert 0.5 <= split.argument_size_in_bytes / grouped.argument_size_in_bytes < 0.51
-    assert 0.4 < split.temp_size_in_bytes / grouped.temp_size_in_bytes < 0.6
+    for kind, most in (("output", 0.502), ("argument", 0.51), ("temp", 0.6)):
+        half, whole = (getattr(m, f"{kind}_size_in_bytes") for m in (split, grouped))
+        note(f"{kind}, of one device", half, f"{half / 1e6:4.0f} of {whole / 1e6:4.0f} MB")
+        assert 0.4 < half / whole < most
 
 
 def test_an_odd_number_of_devices_is_refused_before_compiling(tmp_path, data_dir):
@@ -182,7 +184,7 @@ def test_an_odd_number_of_devices_is_refused_before_compiling(tmp_path, data_dir
         devices=3,
     )
     assert done.returncode == 2
-    assert "there are 3 here: take an even number, or parallel='pmap'" in done.stderr
+    assert "their number here is 3: take an even one, or parallel='pmap'" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

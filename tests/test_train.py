@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import InputError, checkpoint, data, parallel, predict, restore, train
+from alexnet_jax import InputError, augment, checkpoint, data, parallel, predict, restore, train
 from alexnet_jax import model as model_lib
 from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
 from alexnet_jax.signals import StopRequest
-from alexnet_jax.state import create_state, initial_state
+from alexnet_jax.state import create_state, initial_state, step_key
 from alexnet_jax.train import train_and_evaluate, train_step
+from configs import alexnet_2012_code
 from tests import runs
+from tests.agreement import agree
 
 
 def _step_of_one_device(config, num_train=1438):
@@ -47,8 +49,8 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
     losses = [[line["loss"] for line in runs.metrics(tmp_path / str(n))] for n in counts]
     assert len(losses[0]) == 20
     assert abs(losses[0][-1] - losses[0][0]) > 1e-2  # they do change
-    for other in losses[1:]:
-        np.testing.assert_allclose(other, losses[0], rtol=2e-5)
+    for number, other in zip(counts[1:], losses[1:], strict=True):
+        agree(other, losses[0], rtol=2e-5, what=f"{number} devices ")
     errors = [runs.metrics(tmp_path / str(n), "val")[-1]["top1_error"] for n in counts]
     assert max(errors) - min(errors) <= 1 / 359  # one picture on the border at most
 
@@ -123,7 +125,7 @@ NINE = [(y, x) for y in (0, 2, 5) for x in (0, 2, 5)]
     ],
 )
 def test_the_softmax_outputs_of_the_crops_are_averaged(
-    config, digits, agree, number, mean_crop, corners, reflected
+    config, digits, number, mean_crop, corners, reflected
 ):
     config.augment.flip, config.augment.test_crops = True, number
     config.augment.mean_crop = mean_crop
@@ -173,6 +175,52 @@ def test_the_history_of_the_plateau_is_in_the_metrics(config, tmp_path):
     assert [line["learning_rate"] for line in validation] == pytest.approx(taken_with, rel=1e-5)
     rates = {line["step"]: line["learning_rate"] for line in runs.metrics(tmp_path)}
     assert [rates[line["step"]] for line in validation] == pytest.approx(taken_with, rel=1e-5)
+
+
+def test_the_step_augments_as_the_config_says(config, digits):
+    """The loss is that of pictures augmented by the values of the released recipe, given here."""
+    config.augment = alexnet_2012_code.get_config().augment
+    config.augment.crop, config.augment.shared_by = 67, 4
+    config.model.dropout = 0.0
+    state, batch = (
+        initial_state(config, digits),
+        next(data.train_batches(digits, seed=0, batch_size=16)),
+    )
+    vectors, values = digits.eigenvectors, digits.eigenvalues
+    agree(state.colour, vectors @ np.diag(np.sqrt(values)), rtol=1e-6, what="colour axes")
+    layout = parallel.Pmap()
+    step = layout.spread(_step_of_one_device(config))
+    _, metrics = step(layout.place(state), layout.shard(batch))
+
+    key, _ = jax.random.split(step_key(config, state.step))
+    images = augment.random_crops(
+        key,
+        jnp.arange(16),
+        batch["image"],
+        state.mean_image,
+        state.colour,
+        crop=67,
+        flip=True,
+        shared_by=4,
+        mean_crop="centre",
+        colour_std=0.1,
+        colour_rule="released",
+    )
+    logits = model_lib.from_config(config).apply({"params": state.params}, images)
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    loss = -log_p[np.arange(16), batch["label"]].mean()
+    agree(parallel.one_value(metrics["loss"]), loss, rtol=1e-5, what="loss")
+
+
+def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
+    config.schedule, config.milestones = "epochs", ((2**31 - 1, "*", 0.1),)
+    config.augment.colour_epochs = 2**31 - 1
+    layout = parallel.Pmap()
+    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    _, metrics = layout.spread(_step_of_one_device(config))(
+        layout.place(initial_state(config, digits)), batch
+    )
+    assert parallel.one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
 
 
 def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits):
@@ -411,8 +459,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(config, tmp_pat
         train_and_evaluate(config, tmp_path / "run")
     config.batch_size = 16
     config.model.num_classes = 1000
-    with pytest.raises(InputError, match="num_classes=1000, but 'digits' has 10 classes"):
-        train_and_evaluate(config, tmp_path / "run")
+    for data_dir in (config.dataset.data_dir, str(tmp_path / "data")):  # prepared, and not yet
+        config.dataset.data_dir = data_dir
+        with pytest.raises(InputError, match="num_classes=1000, but 'digits' has 10 classes"):
+            train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "data").rglob("*array_record*"))
     with pytest.raises(InputError, match="not a run directory"):
         restore(tmp_path)
