@@ -210,7 +210,7 @@ def _train(
             if validation is not None:
                 run["validation"], evaluated = validation, True
                 scale = float(layout.fetch(state.plateau.scale))
-                rate = optim.learning_rate(config, step, scale, dataset.num_train)
+                rate = optim.learning_rate(config, step - 1, scale, dataset.num_train)
                 history = {"learning_rate": float(rate)}
                 # An end in between must not count when a run is made longer.
                 if period_ends and config.schedule == "plateau":

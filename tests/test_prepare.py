@@ -28,6 +28,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.example import Example
 from alexnet_jax.pictures import load_image
 from alexnet_jax.prepare import prepare
+from tests.agreement import agree
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -714,7 +715,6 @@ def killed(tmp_path, monkeypatch):
 SMALL_SHARDS = """
 import os
 from alexnet_jax import prepare as lib
-from tests.agreement import agree
 lib.SHARD_BYTES, lib.PICTURES_A_PROCESS = 4 * 8 * 8 * 3, 40
 os.sched_getaffinity = lambda pid: range(2)
 """
