@@ -183,6 +183,22 @@ def train_batches(
     return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
+def train_records(
+    dataset: Dataset,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """As `train_batches`, but nothing is read: 'record', int32 (B/P,), are places in the split."""
+    rows = _local(batch_size, process_count)
+    order = _order(seed, dataset.num_train)
+    for start in itertools.count(start_step * batch_size + process_index * rows, batch_size):
+        yield {"record": np.array([order(start + row) for row in range(rows)], np.int32)}
+
+
 def eval_batches(
     dataset: Dataset,
     *,
@@ -212,8 +228,10 @@ def eval_batches(
     return _read(records, dataset.image_size, index, starts, rows, num_threads)
 
 
-def blank_batch(dataset: Dataset, batch_size: int) -> Batch:
-    """A training batch of zeros, to compile with."""
+def blank_batch(dataset: Dataset, batch_size: int, *, by_record: bool = False) -> Batch:
+    """A batch of zeros as of `train_batches`, or of `train_records`, to compile with."""
+    if by_record:
+        return {"record": np.zeros(batch_size, np.int32)}
     shape = (batch_size, dataset.image_size, dataset.image_size, 3)
     return {"image": np.zeros(shape, np.uint8), "label": np.zeros(batch_size, np.int32)}
 

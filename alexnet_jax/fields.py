@@ -161,6 +161,7 @@ FIELDS = {
     "dataset.encoding": _choice("jpeg", "raw"),
     "dataset.jpeg_quality": _integer(1, 100),
     "dataset.on_error": _choice("raise", "skip"),
+    "dataset.cache": _choice("none", "device"),
     "augment.crop": _integer(1),
     "augment.flip": _flag(),
     "augment.shared_by": _integer(1),
@@ -187,6 +188,7 @@ CHANGEABLE = frozenset(
         "dataset.path",
         "dataset.data_dir",
         "dataset.on_error",
+        "dataset.cache",
     }
 )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, optim, parallel, prefetch
+from alexnet_jax import augment, cache, checkpoint, data, optim, parallel, prefetch
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
@@ -38,10 +38,11 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32. Every device has an equal share,
-    so that means of means are means over the global batch. `num_train`, the number of training
-    examples, says which epoch a step is in.
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
+    of. Every device has an equal share, so that means of means are means over the global batch.
+    `num_train`, the number of training examples, says which epoch a step is in.
     """
+    batch = cache.lookup(batch)
     ids = parallel.example_ids(len(batch["label"]))
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
     images = augment.random_crops(
@@ -116,6 +117,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     directory = prepare(config.dataset, num_classes=num_classes)
     dataset = data.open_dataset(directory, config.dataset.on_error)
     check_classes(num_classes, dataset.class_names, config.dataset.name)
+    if config.dataset.cache == "device":
+        cache.refuse_too_large(dataset, layout)
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
         state, run = workdir_lib.begin(config, workdir, dataset, checkpoints)
@@ -183,18 +186,10 @@ def _train(
     """
     first = int(layout.fetch(state.step))
     num_steps = total_steps(config, dataset.num_train)
-    training: Any = _compiled_step(config, dataset, layout, state) if first < num_steps else None
-    batches: Iterator[Any] = data.train_batches(
-        dataset,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=first,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    if training is not None:
-        shares = map(layout.shard, itertools.islice(batches, num_steps - first))
-        batches = prefetch.to_devices(shares, training.input_shardings[0][1])
+    if first < num_steps:
+        cached = cache.rows(dataset, layout) if config.dataset.cache == "device" else {}
+        training = _compiled_step(config, dataset, layout, state, cached)
+        batches = _batches(config, dataset, layout, first, training.input_shardings[0][1], cached)
     writer.resume_clock(first)
     for step in range(first, num_steps + 1):
         if step > first:
@@ -247,13 +242,41 @@ def _update_plateau(
     return dataclasses.replace(state, plateau=layout.place(plateau)), history
 
 
+def _batches(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    layout: parallel.Pmap | parallel.Split,
+    first: int,
+    shardings: dict[str, Any],
+    cached: dict[str, Any],
+) -> Iterator[dict[str, jax.Array]]:
+    """Yield the batches of the steps after `first`, on the devices; `cached` is in each of them."""
+    read = data.train_records if cached else data.train_batches
+    batches = read(
+        dataset,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    left = itertools.islice(batches, total_steps(config, dataset.num_train) - first)
+    [once] = prefetch.to_devices([cached], shardings)
+    for batch in prefetch.to_devices(map(layout.shard, left), shardings):
+        yield once | batch
+
+
 def _compiled_step(
     config: ConfigDict,
     dataset: data.Dataset,
     layout: parallel.Pmap | parallel.Split,
     state: TrainState,
+    cached: dict[str, Any],
 ) -> Any:
-    """Compile the training step before the first batch, so that it is not timed as training."""
+    """Compile the training step before the first batch, so that it is not timed as training.
+
+    `cached` is the training set where it lies on the devices; else it is empty.
+    """
     parameters = sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)
     )
@@ -270,7 +293,8 @@ def _compiled_step(
         config=config,
         num_train=dataset.num_train,
     )
-    blank = layout.shard(data.blank_batch(dataset, config.batch_size // jax.process_count()))
-    compiled = layout.spread(step, updates_state=True).lower(state, blank).compile()
+    rows = config.batch_size // jax.process_count()
+    blank = layout.shard(data.blank_batch(dataset, rows, by_record=bool(cached)))
+    compiled = layout.spread(step, updates_state=True).lower(state, cached | blank).compile()
     print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return compiled

@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     config.dataset.encoding = "jpeg"
     config.dataset.jpeg_quality = 95
     config.dataset.on_error = "raise"
+    config.dataset.cache = "none"  # 'device': the training set lies in the devices' memory
 
     config.augment = ConfigDict()
     config.augment.crop = 227
