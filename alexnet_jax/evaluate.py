@@ -151,7 +151,7 @@ def evaluate_checkpoint(
     config_lib.refuse_changes(
         trained, config, workdir, only=("model.", "augment.", "dataset.image_size", "dtype")
     )
-    dataset = data.open_dataset(prepare(config.dataset))
+    dataset = data.open_dataset(prepare(config.dataset), config.dataset.on_error)
     if list(dataset.class_names) != run["class_names"]:
         raise InputError(
             f"{workdir} was trained on the classes {', '.join(run['class_names'][:5])}, ...; those"
