@@ -127,7 +127,7 @@ def plot(report: dict, path: str) -> None:
     from matplotlib import pyplot as plt
 
     titles = {"jpeg": "JPEG, 256 px", "raw": "uint8, 256 px", "native": "JPEG, native sizes"}
-    labels = {"limit": "decoder alone", "ours": "this input", "torch": "PyTorch", "tf": "tf.data"}
+    labels = {"limit": "decoder\nalone", "ours": "this\ninput", "torch": "PyTorch", "tf": "tf.data"}
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         rates = report["results"][kind]
