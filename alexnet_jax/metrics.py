@@ -3,11 +3,13 @@
 import collections
 import json
 import math
+import os
 import pathlib
 import sys
 import time
 from typing import Any, Self, TextIO
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -55,7 +57,11 @@ class MetricsWriter:
         self._log_every_steps = log_every_steps
         self._num_steps = num_steps
         self._lines = _continue_lines(workdir / "metrics.jsonl", start_step, evaluated)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"),
+            purge_step=start_step + 1,
+            write_to_disk=jax.process_index() == 0,
+        )
         self._progress = _Progress(start_step, num_steps)
         self._began = time.perf_counter() - seconds
         self._pending: tuple[int, Any, int] | None = None
@@ -191,8 +197,10 @@ def _continue_lines(path: pathlib.Path, last_step: int, evaluated: bool) -> Text
     """Open the JSON lines in `path` for more, without those of what will be run again.
 
     These are the steps after `last_step` and, unless `evaluated`, its evaluation; a line torn by a
-    crash goes too.
+    crash goes too. Of several processes one writes.
     """
+    if jax.process_index() != 0:
+        return pathlib.Path(os.devnull).open("w")
 
     def stays(line: str) -> bool:
         try:

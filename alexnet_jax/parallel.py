@@ -37,9 +37,14 @@ class Pmap:
         return jax.pmap(function, axis_name=DATA, donate_argnums=(0,) if updates_state else ())
 
     def place(self, tree: Any) -> Any:
-        """Return the one copy of a state, or of a part of it, on the devices."""
-        devices = np.arange(jax.local_device_count())
-        return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
+        """Return the one copy of a state, or of a part of it, on the devices of all processes."""
+        everywhere = NamedSharding(jax.sharding.Mesh(jax.devices(), DATA), PartitionSpec(DATA))
+
+        def copies(leaf: Any) -> jax.Array:
+            shape = (jax.device_count(), *leaf.shape)
+            return jax.make_array_from_callback(shape, everywhere, lambda _: np.asarray(leaf)[None])
+
+        return jax.tree.map(copies, tree)
 
     def fetch(self, tree: Any) -> Any:
         """Return one copy of a placed state, or of a part of it, as NumPy arrays."""

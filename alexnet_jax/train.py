@@ -122,13 +122,16 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     workdir.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
         state, run = workdir_lib.begin(config, workdir, dataset, checkpoints)
-        config_lib.save(config, workdir / "config.json")
+        primary = jax.process_index() == 0  # of several processes one writes
+        if primary:
+            config_lib.save(config, workdir / "config.json")
         num_steps = total_steps(config, dataset.num_train)
         if int(state.step) == num_steps and (
             result := workdir_lib.finished_result(workdir, num_steps)
         ):
             return result
-        (workdir / "result.json").unlink(missing_ok=True)  # of a run that is being made longer
+        if primary:  # it is of a run that is being made longer
+            (workdir / "result.json").unlink(missing_ok=True)
 
         centre, ten_crop = eval_steps(config, layout)
         with MetricsWriter(
@@ -164,7 +167,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
             "seconds": writer.seconds(),
             "skipped_records": dataset.num_damaged,
         }
-    config_lib.write_json(result, workdir / "result.json")
+    if primary:
+        config_lib.write_json(result, workdir / "result.json")
     return result
 
 
