@@ -8,6 +8,7 @@ python run.py --mode=predict --workdir=DIR --images=cat.jpg dog.jpg
 import pathlib
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -25,6 +26,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _PREPARE_SHARD = flags.DEFINE_string(
     "prepare_shard", None, "For --mode=prepare: i/n, one of n shares, i from 0; see docs/data.md."
+)
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    False,
+    "One of several processes, as JAX finds them: SLURM, Open MPI, Kubernetes, Cloud TPU.",
 )
 _IMAGES = flags.DEFINE_multi_string("images", [], "Pictures for --mode=predict.")
 
@@ -69,7 +75,19 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(reason) from None
     if rest and _MODE.value != "predict":
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    if _DISTRIBUTED.value and _MODE.value != "train":
+        raise InputError(f"--distributed goes with --mode=train, not {_MODE.value}")
     return rest
+
+
+def _join() -> None:
+    """Become one of the processes of a run; raise InputError where JAX finds none."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: JAX finds no cluster to join ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _unknown_override(argv: list[str]) -> str | None:
@@ -112,6 +130,8 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "train":
+        if _DISTRIBUTED.value:
+            _join()
         result = train_and_evaluate(config, workdir)
         if result is not None:
             print(

@@ -5,6 +5,8 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,13 +33,18 @@ def tiny_config(data_dir: pathlib.Path | str) -> ConfigDict:
     return config
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def cpu_devices(devices: int = 1) -> dict[str, str]:
     """Return the environment of a process that sees `devices` CPU devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def start(*arguments: str, devices: int = 1, largest_file: int | None = None) -> subprocess.Popen:
+def start(
+    *arguments: str,
+    devices: int = 1,
+    largest_file: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen:
     """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes."""
     command = [sys.executable, "run.py", *arguments]
     if largest_file is not None:  # not by preexec_fn, for JAX's threads do not bear a fork
@@ -45,14 +52,14 @@ def start(*arguments: str, devices: int = 1, largest_file: int | None = None) ->
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(devices),
+        env=cpu_devices(devices) | (environment or {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def run(*arguments: str, **options: int) -> subprocess.CompletedProcess:
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
     """Run `python run.py` with `arguments` to its end; `options` as for `start`."""
     process = start(*arguments, **options)
     out, err = process.communicate(timeout=300)

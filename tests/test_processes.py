@@ -1,8 +1,6 @@
 """Several processes, each with devices and a share of the data of its own, train as one does."""
 
-import socket
-import subprocess
-import sys
+import os
 
 import pytest
 
@@ -10,46 +8,39 @@ from alexnet_jax import checkpoint
 from tests import runs
 from tests.agreement import agree
 
-# What a script of a user's does on each host.
-SCRIPT = """
-import pathlib, sys
-import jax
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from alexnet_jax.train import train_and_evaluate
-from tests import runs
-config = runs.tiny_config(sys.argv[3])
-config.parallel, config.dataset.cache = sys.argv[5:]
-config.model.groups, config.num_steps, config.checkpoint_every_steps = 2, 6, 4
-train_and_evaluate(config, pathlib.Path(sys.argv[4]))
-"""
+
+def slurm(index):
+    """Return the variables by which SLURM tells one of two tasks on this host who it is."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),  # JAX's port is a function of it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
 
 
 @pytest.mark.parametrize(("layout", "cache"), [("pmap", "none"), ("split", "device")])
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, layout, cache):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", SCRIPT, address]
-    rest = [str(data_dir), str(tmp_path / "two"), layout, cache]
-    processes = [
-        subprocess.Popen(
-            [*command, str(index), *rest],
-            cwd=runs.ROOT,
-            env=runs.environment(2),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    one = runs.run(
+    command = [
         *runs.TINY,
-        f"--workdir={tmp_path / 'one'}",
         f"--config.dataset.data_dir={data_dir}",
         f"--config.parallel={layout}",
         "--config.model.groups=2",
         "--config.num_steps=6",
-        devices=4,
-    )
+    ]
+    processes = [
+        runs.start(
+            *command,
+            f"--workdir={tmp_path / 'two'}",
+            f"--config.dataset.cache={cache}",
+            "--distributed",
+            devices=2,
+            environment=slurm(index),
+        )
+        for index in range(2)
+    ]
+    one = runs.run(*command, f"--workdir={tmp_path / 'one'}", devices=4)
     assert one.returncode == 0, one.stderr
     for process in processes:
         _, err = process.communicate(timeout=300)
@@ -61,3 +52,11 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
     agree(states[1].params, states[0].params, rtol=1e-5, what="parameters ")
     errors = [runs.metrics(tmp_path / name, "val")[-1] for name in ("one", "two")]
     assert errors[0]["top1_error"] == pytest.approx(errors[1]["top1_error"], abs=1 / 359)
+
+
+def test_without_a_cluster_there_is_nothing_to_join(tmp_path):
+    done = runs.run(*runs.TINY, f"--workdir={tmp_path / 'run'}", "--distributed")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --distributed: JAX finds no cluster to join (")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
