@@ -135,12 +135,12 @@ def _dispatch(images: list[str]) -> None:
         result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
-                f"{workdir}: {_errors(result)}; {_skipped(result)}{result['seconds']:.0f} s. It"
+                f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
                 " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
     elif _MODE.value == "evaluate":
         result = evaluate_checkpoint(workdir, config)
-        print(f"{workdir}: {_errors(result)}" if result else "stopped")
+        print(f"{workdir}: {_errors(result)}{_skipped(result)}" if result else "stopped")
     else:
         paths = [path for path in _IMAGES.value + images if path]
         if not paths:
@@ -153,7 +153,7 @@ def _dispatch(images: list[str]) -> None:
 
 def _skipped(result: dict) -> str:
     number = result.get("skipped_records", 0)
-    return f"damaged records skipped: {number}; " if number else ""
+    return f"; damaged records skipped: {number}" if number else ""
 
 
 def _errors(result: dict) -> str:

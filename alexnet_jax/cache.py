@@ -1,6 +1,7 @@
 """A training set that lies whole in the memory of the devices: batches gathered inside the step."""
 
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ MOST = 0.8  # of the memory that is free: the step needs some, too
 def refuse_too_large(dataset: data.Dataset, layout: parallel.Pmap | parallel.Split) -> None:
     """Raise InputError unless the training set fits into the free memory of the devices."""
     needed = _rows_of_a_share(dataset, layout) * dataset.image_size**2 * 3
-    free = _free_bytes(layout)
+    free = _free_bytes()
     if needed > MOST * free:
         raise InputError(
             f"config.dataset.cache='device': {dataset.num_train:,} pictures of"
@@ -66,10 +67,14 @@ def _rows_of_a_share(dataset: data.Dataset, layout: parallel.Pmap | parallel.Spl
     return -(-dataset.num_train // layout.shares)
 
 
-def _free_bytes(layout: parallel.Pmap | parallel.Split) -> float:
-    """Return the free memory of one share's device; on a CPU its part of the machine's."""
+def _free_bytes() -> float:
+    """Return the free memory of one device; of CPU devices, its part of the machine's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free * jax.process_count() / layout.shares
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():  # what the page cache holds is free as well
+        free = int(meminfo.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free / jax.local_device_count()

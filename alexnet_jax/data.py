@@ -29,6 +29,7 @@ from alexnet_jax.buffers import RecycledArrays
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import FORMAT
 from alexnet_jax.records import Records
+from alexnet_jax.workers import cores
 
 Batch = dict[str, np.ndarray]
 
@@ -273,7 +274,7 @@ def _read(
 ) -> Iterator[Batch]:
     """Batches with a mask; row r of that with start s is record index(s + r), filling for None."""
     memory = RecycledArrays((rows, size, size, 3), keep=_AHEAD + 2)
-    threads = num_threads or len(os.sched_getaffinity(0))
+    threads = num_threads or cores()
     pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
     # One part of the batch for each thread: handing out smaller ones costs a twentieth of the rate,
     # and who is done early goes on with the next batch.

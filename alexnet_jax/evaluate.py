@@ -139,8 +139,8 @@ def evaluate_checkpoint(
       config: where given, its `dataset` and `batch_size` are used in place of the run's.
 
     Returns:
-      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`; None where a
-      signal asked to stop.
+      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error` and
+      `skipped_records`; None where a signal asked to stop.
 
     Raises:
       InputError: there is no checkpoint, or the data do not fit the network.
@@ -167,4 +167,4 @@ def evaluate_checkpoint(
             if metrics is None:
                 return None
             result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
-    return result
+    return result | {"skipped_records": dataset.num_damaged}

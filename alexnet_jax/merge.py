@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 
 import ml_collections
@@ -11,7 +12,16 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.example import Source
 from alexnet_jax.pixel_sums import PixelSums
-from alexnet_jax.shards import MADE_WITH, Shard, done, features, finished, sync
+from alexnet_jax.shards import (
+    MADE_WITH,
+    MAX_UNDECODABLE,
+    Shard,
+    done,
+    features,
+    finished,
+    refuse_too_many,
+    sync,
+)
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -68,6 +78,9 @@ def merge(
             if shard is None:
                 raise FileNotFoundError(f"{path.name} has vanished")
             splits[split].add(shard)
+        left_out = splits[split].undecodable
+        total = len(left_out) + int(splits[split].counts.sum())
+        refuse_too_many(left_out, math.ceil(MAX_UNDECODABLE * total))  # of this split alone
     _write_metadata(features(dataset, class_names), splits, directory)
     _write_statistics(source, class_names, splits, identity, directory)
     for file in directory.iterdir():

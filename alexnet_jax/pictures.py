@@ -14,6 +14,7 @@ of the paper (shorter side to 256, centre crop) in one step. Decided behaviours:
 
 import io
 import os
+import warnings
 from typing import IO
 
 import numpy as np
@@ -62,7 +63,9 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
 def _open(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+    with warnings.catch_warnings():  # of twice as many pixels Pillow makes an error itself
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

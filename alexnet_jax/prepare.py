@@ -16,10 +16,10 @@ The finished directory is `data_dir/alexnet_jax/<source>-<size>px-<encoding>-<ha
   and colours are, and size and SHA-256 of every other file.
 
 The hash covers the source's fingerprint and every setting that changes bytes, so a directory is
-never stale. It is filled as `<directory>.incomplete` and renamed at the very end: what has the
-final name is whole. Whoever comes after a kill, a full disk or a bad picture goes on from the
-shards that are done. The same input gives the same bytes, however many processes and machines
-make them.
+never that of another source. It is filled as `<directory>.incomplete` and renamed at the very end:
+what has the final name is whole. Whoever comes after a kill, a full disk or a bad picture goes on
+from the shards that are done. The same input gives the same bytes, however many processes and
+machines make them.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -50,11 +49,11 @@ from alexnet_jax.shards import (
     sync,
 )
 from alexnet_jax.sources import open_source
-from alexnet_jax.workers import make_shards
+from alexnet_jax.workers import cores, make_shards
 
 FORMAT = 2  # of the prepared directory; raised when a reader of the old one would be wrong
 SHARD_BYTES = 32 << 20  # aimed at: little to redo, and enough shards for all cores
-MAX_SHARDS = 512  # a split; each is an open file of the reader, and 1,024 are a usual limit
+MAX_SHARDS = 256  # a split; each is an open file of the reader, and 1,024 are a usual limit
 PICTURES_A_PROCESS = 2000  # fewer are done in the seconds that a process takes to start
 
 
@@ -122,7 +121,7 @@ def _parse(share: str | None) -> slice:
     match = re.fullmatch(r"(\d+)/(\d+)", share)
     if not match or not int(match[1]) < int(match[2]):
         raise InputError(
-            f"--prepare_shard={share}: give i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4"
+            f"--prepare_shard={share!r}: give i/n with i from 0 to n - 1, such as 0/3, 1/3, 2/3"
         )
     return slice(int(match[1]), None, int(match[2]))
 
@@ -134,7 +133,10 @@ def _accept(directory: pathlib.Path, on_error: str) -> None:
     except (OSError, ValueError, KeyError):
         return  # data.open_dataset says what is wrong with it
     if undecodable and on_error == "raise":
-        raise InputError(f"{undecodable[0]}; {SKIP_REMEDY}")
+        raise InputError(
+            f"{directory} was made with on_error=skip and lacks pictures ({undecodable[0]});"
+            f" {SKIP_REMEDY}; where they are whole by now, remove that directory"
+        )
 
 
 @contextlib.contextmanager
@@ -280,7 +282,7 @@ def _made(jobs: list[Job], pictures: int) -> Iterator[list[str]]:
     """Makes the shards on all cores, with a line of progress; yields as make_shards does."""
     if not jobs:
         return
-    processes = min(len(os.sched_getaffinity(0)), len(jobs), 1 + pictures // PICTURES_A_PROCESS)
+    processes = min(cores(), len(jobs), 1 + pictures // PICTURES_A_PROCESS)
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds: a log needs fewer lines
     with tqdm(total=pictures, desc="prepare", unit="img", mininterval=patience) as progress:
         yield from make_shards(jobs, processes, progress.update)

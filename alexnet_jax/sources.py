@@ -139,6 +139,19 @@ class _Listing(NamedTuple):
     num_others: int  # files and sub-folders that are no pictures
 
 
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file; None of what is none: a folder, a pipe, a device.
+
+    A link to nothing, or to itself, has -1: it is met again, by name, when it is decoded.
+    """
+    try:
+        if entry.is_file():
+            return entry.stat().st_size
+        return None if pathlib.Path(entry.path).exists() else -1
+    except OSError:
+        return -1
+
+
 def _list(root: pathlib.Path) -> _Listing:
     files: dict[str, list[tuple[str, int]]] = {}
     num_others = 0
@@ -146,12 +159,16 @@ def _list(root: pathlib.Path) -> _Listing:
         if not folder.is_dir() or folder.name.startswith("."):
             num_others += 1
             continue
+        if not folder.name.isprintable():
+            raise InputError(
+                f"class folder {folder.path!r}: its name becomes the class's name; rename it to"
+                " printable UTF-8"
+            )
         files[folder.name] = []
         for entry in _entries(folder):
             extension = pathlib.PurePath(entry.name).suffix.lower()
-            if extension in EXTENSIONS and not entry.name.startswith(".") and not entry.is_dir():
-                # A dangling link has no size; it is met again, by name, when it is decoded.
-                size = entry.stat().st_size if entry.is_file() else -1
+            size = None if entry.name.startswith(".") else _size(entry)
+            if extension in EXTENSIONS and size is not None:
                 files[folder.name].append((entry.name, size))
             else:
                 num_others += 1

@@ -254,7 +254,10 @@ def _batches(
     shardings: dict[str, Any],
     cached: dict[str, Any],
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yield the batches of the steps after `first`, on the devices; `cached` is in each of them."""
+    """Yield the batches of the steps after `first`, on the devices.
+
+    What is in `cached` goes there as well and is part of each; the dict is emptied.
+    """
     read = data.train_records if cached else data.train_batches
     batches = read(
         dataset,
@@ -266,6 +269,7 @@ def _batches(
     )
     left = itertools.islice(batches, total_steps(config, dataset.num_train) - first)
     [once] = prefetch.to_devices([cached], shardings)
+    cached.clear()  # the host's copy
     for batch in prefetch.to_devices(map(layout.shard, left), shardings):
         yield once | batch
 

@@ -19,6 +19,13 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.shards import Job, make_shard
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def make_shards(
     jobs: Sequence[Job], processes: int, report: Callable[[int], Any]
 ) -> Iterator[list[str]]:
@@ -90,7 +97,10 @@ def _start(connection: Any) -> subprocess.Popen:
 
 
 def _death(worker: subprocess.Popen, job: Job) -> str:
-    code = worker.wait(timeout=10)  # it has closed its connection: its exit code comes at once
+    try:
+        code = worker.wait(timeout=10)  # it has closed its connection: the code comes at once
+    except subprocess.TimeoutExpired:
+        return f"the process that made {job.path.name} hangs; the same command goes on"
     if code == -signal.SIGKILL:
         how = "was killed, as the system does when memory is short"
     else:

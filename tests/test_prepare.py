@@ -9,11 +9,13 @@ import pathlib
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import time
 import weakref
+import zlib
 from collections.abc import Sequence
 
 import ml_collections
@@ -910,3 +912,61 @@ def test_sources_list_of_extensions_is_decodable():
     Image.init()
     openable = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
     assert openable >= sources.EXTENSIONS
+
+
+# --- what a folder may hold besides pictures ---------------------------------------------------
+
+
+def _pictures(root, train=4, val=4, size=8):
+    """Make train and val pictures of one class, and return the folder of the train ones."""
+    for split, number in (("train", train), ("val", val)):
+        folder = root / split / "cat"
+        folder.mkdir(parents=True)
+        for i in range(number):
+            Image.fromarray(noise(size, size, 3, seed=i)).save(folder / f"{i:03d}.png")
+    return root / "train" / "cat"
+
+
+def test_pipes_and_links_to_pipes_are_no_pictures(tmp_path):
+    folder = _pictures(tmp_path / "pictures")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.jpg").symlink_to(folder / "pipe.jpg")
+    directory = prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+    assert json.loads((directory / "statistics.json").read_text())["counts"]["train"] == [4]
+
+
+@pytest.mark.parametrize("target", ["nothing.jpg", "loop.jpg"])
+def test_a_link_to_nothing_or_to_itself_is_named(tmp_path, target):
+    folder = _pictures(tmp_path / "pictures")
+    (folder / "loop.jpg").symlink_to(folder / target)
+    with pytest.raises(InputError, match="loop.jpg cannot be decoded"):
+        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+
+
+def test_a_picture_that_declares_a_huge_size_is_named(tmp_path):
+    """100,000,000 x 1 pixels in 69 bytes."""
+    header = struct.pack(">IIBBBBB", 100_000_000, 1, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        bomb += struct.pack(">I", len(content)) + kind + content + crc
+    (_pictures(tmp_path / "pictures") / "bomb.png").write_bytes(bomb)
+    with pytest.raises(InputError, match="bomb.png cannot be decoded as a picture .*100000000"):
+        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+
+
+def test_a_class_name_that_is_not_utf8_is_refused_before_any_work(tmp_path):
+    _pictures(tmp_path / "pictures")
+    for split in ("train", "val"):
+        folder = tmp_path / "pictures" / split
+        (folder / "cat").rename(folder / os.fsdecode(b"do\xffg"))
+    with pytest.raises(InputError, match="rename it to printable UTF-8"):
+        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+
+
+def test_one_percent_may_be_left_out_of_each_split_not_of_one_of_them(tmp_path):
+    _pictures(tmp_path / "pictures", train=300, val=3)
+    for picture in (tmp_path / "pictures" / "val" / "cat").iterdir():
+        picture.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="more than 1% of the pictures are undecodable"):
+        prepare(config(tmp_path / "data", path=tmp_path / "pictures", on_error="skip"))

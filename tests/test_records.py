@@ -232,4 +232,4 @@ def test_a_run_that_damage_ended_goes_on_with_skip_and_says_what_it_skipped(
     assert train_and_evaluate(config, tmp_path / "run")["skipped_records"] == 1
     [line] = runs.metrics(tmp_path / "run")
     assert line["skipped_records"] == 1
-    assert run._skipped({"skipped_records": 1}) == "damaged records skipped: 1; "
+    assert run._skipped({"skipped_records": 1}) == "; damaged records skipped: 1"

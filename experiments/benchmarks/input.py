@@ -31,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 from input_peers import BATCH, SIZE, measure, stored_pictures
 
@@ -94,7 +95,10 @@ def make_data(options: argparse.Namespace) -> dict:
                 pixels.write(picture)
         for i, (picture, label) in enumerate(stored_pictures(options.scratch, "jpeg")):
             (files / f"{i:05d}_{label}.jpg").write_bytes(picture)
-    mean = lambda paths: round(statistics.mean(p.stat().st_size for p in paths))  # noqa: E731
+
+    def mean(paths: Iterable[pathlib.Path]) -> int:
+        return round(statistics.mean(path.stat().st_size for path in paths))
+
     return {
         "jpeg": mean(files.iterdir()),
         "native": mean(native.glob("train/*/*")),
