@@ -12,7 +12,7 @@ def note(what: str, size: float, figure: str) -> None:
     """Show `figure` at the end of the run; of several with one name, that of the largest size."""
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].removesuffix(" (call)")
     name = f"{test}  {what}"
-    LINES[name] = max(LINES.get(name, (size, figure)), (size, figure))
+    LINES[name] = max(LINES.get(name, (0.0, "")), (float(size), figure))
 
 
 def agree(got, want, *, rtol, what=""):

@@ -6,8 +6,9 @@ import tempfile
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Half the time of the tests is compiling, much of it the same programs in another process.
-_cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the variable
+    _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import pytest
@@ -38,6 +39,18 @@ def config(data_dir):
 def digits(config):
     """Return the prepared digits."""
     return data.open_dataset(prepare(config.dataset))
+
+
+def pytest_sessionfinish(session):
+    """Send a worker's errors to the process that reports them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["agreement"] = agreement.LINES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take them from a worker that has ended."""
+    agreement.LINES.update(getattr(node, "workeroutput", {}).get("agreement", {}))
 
 
 def pytest_terminal_summary(terminalreporter):
