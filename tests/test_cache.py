@@ -24,6 +24,15 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_pat
     assert lines[0] == lines[1]
 
 
+def test_a_run_may_change_to_the_cache_when_it_is_continued(config, tmp_path):
+    config.num_steps = 4
+    train_and_evaluate(config, tmp_path / "straight")
+    for config.num_steps, config.dataset.cache in ((2, "none"), (4, "device")):
+        train_and_evaluate(config, tmp_path / "changed")
+    states = [checkpoint.load(tmp_path / n, "latest")[1] for n in ("straight", "changed")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
 def test_each_device_holds_its_share_once(digits):
     layout = parallel.Pmap()
     rows = cache.rows(digits, layout)

@@ -310,6 +310,7 @@ def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
         {"cross_layers": ("conv3", "conv4")},
         {"cross_layers": ()},
         {"lrn.within_groups": False},
+        {"groups": 1},
     ],
     ids=str,
 )

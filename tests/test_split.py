@@ -21,6 +21,7 @@ CASES = [
     (4, ("conv3",)),
     (8, ("conv3",)),
     (8, ("conv3", "conv4")),
+    (8, ()),
 ]
 
 
@@ -129,10 +130,12 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
             train_and_evaluate(config, tmp_path / name)
         return checkpoint.load(tmp_path / name, "latest")[1]
 
+    wanted = run("pmap", [(6, "pmap")])
     moved = run("moved", [(2, "split"), (4, "pmap"), (6, "split")])
     split = run("split", [(6, "split")])
     again = run("again", [(3, "split"), (6, "split")])
-    agree(moved.params, split.params, rtol=1e-5)
+    agree(moved.params, wanted.params, rtol=1e-5, what="moved ")
+    agree(split.params, wanted.params, rtol=1e-5, what="split ")
     jax.tree.map(np.testing.assert_array_equal, again, split)  # continued: to the bit
 
     # What was trained split is used on one device, with the grouped network.
