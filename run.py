@@ -3,10 +3,25 @@
 python run.py --config=configs/quickstart.py --workdir=runs/quickstart
 python run.py --config=configs/alexnet.py --workdir=DIR --config.batch_size=256
 python run.py --mode=predict --workdir=DIR --images=cat.jpg dog.jpg
+
+Exit codes: 0 done, or stopped by SIGINT or SIGTERM with everything saved; 2 bad input, a disk that
+is full, numbers that are not finite: the line says what to do; 130 a picture's prediction or a
+summary interrupted.
 """
 
+import os
 import pathlib
+import signal
 import sys
+
+if __name__ == "__main__":  # the imports take seconds
+
+    def _leave(*_: object) -> None:
+        os.write(2, b"stopped before anything was begun\n")
+        os._exit(0)
+
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, _leave)
 
 import jax
 from absl import flags
@@ -17,6 +32,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
+from alexnet_jax.signals import as_interrupts, leave
 from alexnet_jax.summary import summary
 from alexnet_jax.train import train_and_evaluate
 
@@ -48,9 +64,10 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a full disk, a directory that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # while nothing was running yet that could be saved
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt:  # before the first step, or while preparing
+        if _MODE.value in ("predict", "summary"):
+            return 130
+        print("stopped; the same command goes on from what is finished", file=sys.stderr)
     return 0
 
 
@@ -165,4 +182,5 @@ def _errors(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    as_interrupts()
+    leave(main(sys.argv))

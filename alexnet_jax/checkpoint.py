@@ -1,8 +1,9 @@
 """Checkpoints of a run, written by orbax in the background: the best and the two latest are kept.
 
 A checkpoint holds one unreplicated copy of the state, so that it can be restored on any number of
-devices, and beside it, as JSON, what the state does not say: class names, seconds so far, format,
-and the checksum of every array, for a flipped bit would go unnoticed.
+devices, and beside it, as JSON, what the state does not say: config, class names, metrics and
+seconds so far, format, the code's version, and shape, type and checksum of every array, for a
+flipped bit would go unnoticed.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ from orbax.checkpoint import checkpoint_managers
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import quiet
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.state import TrainState, abstract_state
+from alexnet_jax.version import versions
 
-FORMAT = 2
+FORMAT = 3
 ASIDE = "damaged_checkpoints"
 
 
@@ -104,8 +106,12 @@ class Checkpoints:
         """Begin to save the unreplicated `state`, and `run` as JSON.
 
         `run["validation"]` holds the metrics of this step, or None if it was not evaluated.
-        Raises InputError where this save or the one before it cannot be written.
+        Raises InputError where this save or the one before it cannot be written, and NotFinite,
+        before anything is written, where parameters or velocity are not finite.
         """
+        for name, leaf in _named(state):
+            if name.startswith(("params", "opt_state")) and not np.isfinite(leaf).all():
+                raise NotFinite(f"step {step}: {name} is not finite after the update")
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.path).free
         if needed > free:  # known beforehand, orbax's threads need not fail one by one
@@ -118,27 +124,46 @@ class Checkpoints:
             if len(kept) == 1:
                 return  # never without a checkpoint, even for a moment
             self._manager.delete(step)
+        run = run | {"format": FORMAT, "code": versions(), "arrays": _described(state)}
+        run = json.loads(json.dumps(run))  # a copy: it is written while the run goes on
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    run=ocp.args.JsonSave(run | {"format": FORMAT, "checksums": _checksums(state)}),
+                    run=ocp.args.JsonSave(run | {"crc32": _checksum(run)}),
                 ),
                 # Always given, for orbax warns of a save without metrics.
                 metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
             )
 
+    def check(self) -> None:
+        """Raise InputError if the save in flight has failed already; wait for nothing."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Wait for the save in flight. Raises InputError where it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
+        self.wait()
         return self._manager.latest_step()
 
     def best(self) -> int | None:
         """Return the step with the lowest validation error; the newest if none was evaluated."""
-        with self._writing():
-            self._manager.wait_until_finished()  # one in flight has no metrics yet
-        steps = self._manager.all_steps()
-        return max(steps, key=lambda s: (_goodness(self._manager.metrics(s)), s), default=None)
+        self.wait()
+
+        def goodness(step: int) -> tuple[float, int]:
+            try:
+                return _goodness(self.restore_run(step)["validation"]), step
+            except DamagedCheckpoint as error:
+                print(f"warning: {error}", file=sys.stderr)
+                return -float("inf"), -1
+
+        return max(self._manager.all_steps(), key=goodness, default=None)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return the state of `step` on the first local device, and the JSON beside it.
@@ -148,37 +173,65 @@ class Checkpoints:
           abstract: the state's tree of jax.ShapeDtypeStruct.
 
         Raises:
-          InputError: there is no checkpoint of `step`, or it is of another format.
+          InputError: it is of another format or another network.
           DamagedCheckpoint: it cannot be read, or is not what was saved.
         """
-        if step not in self._manager.all_steps():
-            kept = ", ".join(str(s) for s in self._manager.all_steps())
-            raise InputError(f"{self.path} holds no checkpoint of step {step}; it holds {kept}")
+        run = self.restore_run(step)
+        arrays = run.pop("arrays")
+        self._refuse_others(step, arrays, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
         )
-        try:
+        with self._reading(step):
+            whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            state = self._manager.restore(step, args=whole).state
+            found = _described(state)
+            bad = [name for name in arrays if found[name] != arrays[name]]
+            if bad:
+                raise ValueError(f"the checksum of {bad[0]} is wrong")
+        return state, run
+
+    def restore_run(self, step: int) -> dict[str, Any]:
+        """Return the JSON of `step` alone. Raises as `restore`, and where there is no such step."""
+        if step not in self._manager.all_steps():
+            kept = ", ".join(str(s) for s in self._manager.all_steps())
+            raise InputError(f"{self.path} holds no checkpoint of step {step}; it holds {kept}")
+        with self._reading(step):
             only_run = ocp.args.Composite(run=ocp.args.JsonRestore())
             run = self._manager.restore(step, args=only_run).run
-            if run["format"] == FORMAT:
-                whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                state = self._manager.restore(step, args=whole).state
-                sums = _checksums(state)
-                bad = [name for name, value in run.pop("checksums").items() if sums[name] != value]
-                if bad:
-                    raise ValueError(f"the checksum of {bad[0]} is wrong")
-                return state, run
+            written = run["format"]
+            if written == FORMAT and run.pop("crc32") != _checksum(run):
+                raise ValueError("the checksum of its JSON is wrong")
+        if written != FORMAT:
+            raise InputError(
+                f"{self.path / str(step)} has format {written}, this version reads {FORMAT}; use"
+                " the version that wrote it, or train anew in another --workdir"
+            )
+        return run
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise DamagedCheckpoint(
                 f"{self.path / str(step)} cannot be restored ({reason}); take another step, or"
                 " continue the training: it goes on from the checkpoint before"
             ) from error
-        raise InputError(
-            f"{self.path / str(step)} has format {run['format']}, this version reads {FORMAT}; use"
-            " the version that wrote it, or train anew in another --workdir"
-        )
+
+    def _refuse_others(self, step: int, arrays: dict[str, Any], abstract: TrainState) -> None:
+        """Raise InputError unless the saved arrays are those of the network at hand."""
+        saved = {name: (*array["shape"], array["dtype"]) for name, array in arrays.items()}
+        wanted = {name: (*leaf.shape, str(leaf.dtype)) for name, leaf in _named(abstract)}
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                has, needs = (_words(of.get(name)) for of in (saved, wanted))
+                raise InputError(
+                    f"{self.path / str(step)} is of another network: {name} is {has} there, the"
+                    f" config's is {needs}; give the config that it was trained with"
+                )
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Return `restore` of the newest checkpoint that is whole, or None if there is none at all.
@@ -218,12 +271,31 @@ class Checkpoints:
         )
 
 
-def _checksums(state: TrainState) -> dict[str, int]:
-    """Return the CRC-32 of the bytes of every array of `state`, by its name."""
+def _named(state: TrainState) -> Iterator[tuple[str, Any]]:
+    """Yield every array of `state` with its name, such as 'params/conv1/kernel'."""
+    for path, leaf in jax.tree.leaves_with_path(state):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _described(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Return shape, type and the CRC-32 of the bytes of every array of `state`, by its name."""
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
-        for path, leaf in jax.tree.leaves_with_path(state)
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "crc32": zlib.crc32(np.ascontiguousarray(leaf).data),
+        }
+        for name, leaf in _named(state)
     }
+
+
+def _checksum(run: dict[str, Any]) -> int:
+    """Return the CRC-32 of JSON, whatever the order of its names."""
+    return zlib.crc32(json.dumps(run, sort_keys=True).encode())
+
+
+def _words(array: tuple | None) -> str:
+    return "missing" if array is None else f"{array[-1]} of shape {array[:-1]}"
 
 
 def load(
@@ -234,15 +306,18 @@ def load(
     Raises InputError where `workdir` is no run directory or holds no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
-    config = config_lib.load(workdir / "config.json")
     if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+        begun = (workdir / "config.json").exists()
+        reason = "holds no checkpoint yet" if begun else "is not a run directory"
+        raise InputError(f"{workdir} {reason}; train it first")
     if isinstance(step, str) and step not in ("best", "latest"):
         raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {"best": checkpoints.best(), "latest": checkpoints.latest()}.get(str(step), step)
         if number is None:
             raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+        config = config_lib.from_dict(checkpoints.restore_run(int(number))["config"])
+        config_lib.validate(config)
         state, run = checkpoints.restore(int(number), abstract_state(config))
     return config, state, run
 

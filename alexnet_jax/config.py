@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import CHANGEABLE, FIELDS, Field, unknown_field
+from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, unknown_field
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -195,14 +195,17 @@ def load(path: pathlib.Path) -> ConfigDict:
 
 
 def from_dict(tree: dict) -> ConfigDict:
-    """Return the ConfigDict of a tree read from JSON, in which tuples have become lists."""
+    """Return the ConfigDict of a tree read from JSON, in which tuples have become lists.
+
+    Fields that the version which wrote it did not have yet get the value it acted by.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: tuples(leaf) for name, leaf in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(tree))
+    return ConfigDict(ADDED | tuples(tree))
 
 
 def refuse_changes(

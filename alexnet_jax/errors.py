@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave cannot be used."""
+"""The exceptions that mean: this cannot go on, and no bug is the reason."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the thing and the remedy. `run.py` prints it to stderr
     without a traceback and exits with code 2.
     """
+
+
+class NotFinite(InputError):
+    """A loss, a gradient or a parameter has become NaN or infinite."""

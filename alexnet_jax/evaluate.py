@@ -118,11 +118,18 @@ def evaluate(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+    def judged(batch: data.Batch) -> dict[str, float]:
+        of_batch = step(state, layout.shard(batch))
+        return {name: parallel.one_value(value) for name, value in of_batch.items()}
+
     for batch in batches:
-        if stop.requested:
+        # The first one compiles, which a stop need not wait for.
+        of_batch = stop.unless_requested(functools.partial(judged, batch))
+        if of_batch is None:
             return None
-        for name, value in step(state, layout.shard(batch)).items():
-            sums[name] = sums.get(name, 0.0) + parallel.one_value(value)
+        for name, value in of_batch.items():
+            sums[name] = sums.get(name, 0.0) + value
     count = sums.pop("count")
     assert count == dataset.num_val, f"evaluated {count} of {dataset.num_val} examples"
     rate = count / (time.perf_counter() - start)

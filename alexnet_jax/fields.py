@@ -107,6 +107,9 @@ FIELDS = {
     "eval_every_epochs": _integer(1),
     "checkpoint_every_steps": _integer(1),
     "log_every_steps": _integer(1),
+    "on_nan": _choice("stop", "rewind"),
+    "rewind_divisor": Field(float, lambda v: 1 < v < math.inf, "a finite number above 1"),
+    "max_rewinds": _integer(1),
     "model.num_classes": _integer(2),
     "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2"),
     "model.cross_layers": Field(
@@ -185,12 +188,18 @@ CHANGEABLE = frozenset(
         "parallel",
         "checkpoint_every_steps",
         "log_every_steps",
+        "on_nan",
+        "rewind_divisor",
+        "max_rewinds",
         "dataset.path",
         "dataset.data_dir",
         "dataset.on_error",
         "dataset.cache",
     }
 )
+
+# Fields that configs of earlier versions lack, with the value that these acted by.
+ADDED = {"on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
 
 def unknown_field(name: str) -> InputError:

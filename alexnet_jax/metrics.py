@@ -7,14 +7,14 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from alexnet_jax.errors import InputError
+from alexnet_jax import events
+from alexnet_jax.errors import NotFinite
 from alexnet_jax.parallel import one_value
 
 TRAIN_METRICS = (
@@ -26,19 +26,21 @@ TRAIN_METRICS = (
     "parameter_norm",
 )
 WINDOW = 100  # steps over which images per second are averaged
+SHOWN = 10  # seconds after which TensorBoard sees what was written
 
 
 class MetricsWriter:
     """Writer of one run's metrics, continued from `start_step`, `evaluated` already or not.
 
-    Until then the run has taken `seconds`.
+    Until then the run has taken `seconds` and measured `so_far`: `train`, the last training line
+    (None before the first), and `val`, a list of all validation lines. It is kept up to date.
 
     Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
     `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
     lines add `gradient_norm` and `parameter_norm`, validation lines that decide on the rate
     `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
-    `plateau_scale` (the factor of the rate from then on). Lines that an interrupted run wrote after
-    its last checkpoint are dropped, for their steps are run again.
+    `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
+    last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MetricsWriter:
         start_step: int,
         seconds: float,
         evaluated: bool,
+        so_far: dict[str, Any],
         num_steps: int,
         batch_size: int,
         examples_per_epoch: int,
@@ -56,12 +59,17 @@ class MetricsWriter:
         self._examples = batch_size, examples_per_epoch
         self._log_every_steps = log_every_steps
         self._num_steps = num_steps
-        self._lines = _continue_lines(workdir / "metrics.jsonl", start_step, evaluated)
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=start_step + 1,
-            write_to_disk=jax.process_index() == 0,
-        )
+        self._so_far = so_far
+
+        def stays(step: int, split: str) -> bool:
+            return step < start_step or step == start_step and (split == "train" or evaluated)
+
+        self._lines, self._events = None, None
+        if jax.process_index() == 0:  # of several processes one writes
+            self._lines = _continue_lines(workdir / "metrics.jsonl", stays)
+            events.cut(workdir / "tensorboard", lambda step, tag: stays(step, tag.split("/")[0]))
+            self._events = events.EventsFile(workdir / "tensorboard", start_step + 1)
+        self._shown = time.perf_counter()
         self._progress = _Progress(start_step, num_steps)
         self._began = time.perf_counter() - seconds
         self._pending: tuple[int, Any, int] | None = None
@@ -73,8 +81,9 @@ class MetricsWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.close()
-        self._lines.close()
-        self._events.close()
+        if self._lines and self._events:
+            self._lines.close()
+            self._events.close()
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken, with those before it was interrupted."""
@@ -97,14 +106,14 @@ class MetricsWriter:
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
 
-        Raises InputError where the loss or the gradient is not finite any more.
+        Raises NotFinite where the loss or the gradient is not finite any more.
         """
         if self._pending is None:
             return
         (step, metrics, skipped), self._pending = self._pending, None
         values = {name: one_value(metrics[name]) for name in TRAIN_METRICS}
         rate = self._rate(step)
-        _refuse_infinite(step, "train", values)
+        _refuse_infinite(step, "training", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):
             counts = {"skipped_records": skipped} if skipped else {}
             self._write(step, "train", values | {"images_per_second": rate} | counts)
@@ -113,6 +122,13 @@ class MetricsWriter:
                 f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"
                 f" {rate:.0f} images/s",
             )
+
+    def sync(self) -> None:
+        """Write what is held back and wait until all that was written is on the disk."""
+        self.flush()
+        if self._lines and self._events:
+            os.fsync(self._lines.fileno())
+            self._events.flush()
 
     def _rate(self, step: int) -> float:
         """Return images per second over the last WINDOW steps, or since the last pause."""
@@ -123,9 +139,9 @@ class MetricsWriter:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of an evaluation and print them as a line of their own.
 
-        Raises InputError where they are not finite.
+        Raises NotFinite where they are not finite.
         """
-        _refuse_infinite(step, "val", metrics)
+        _refuse_infinite(step, "validation", metrics)
         self._write(step, "val", metrics)
         epoch = step * self._examples[0] / self._examples[1]
         self._progress.say(
@@ -141,10 +157,18 @@ class MetricsWriter:
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         epoch = step * self._examples[0] / self._examples[1]
         line = {"step": step, "epoch": epoch, "split": split, **values}
+        if split == "train":
+            self._so_far["train"] = line
+        else:
+            self._so_far["val"].append(line)
+        if not (self._lines and self._events):
+            return
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", np.float64(value), step)
+        self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+        if time.perf_counter() - self._shown > SHOWN:
+            self._events.flush()
+            self._shown = time.perf_counter()
 
 
 class _Progress:
@@ -183,35 +207,28 @@ class _Progress:
         self._bar.close()
 
 
-def _refuse_infinite(step: int, split: str, values: dict[str, float]) -> None:
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if bad:
-        list_ = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        raise InputError(
-            f"step {step}, {split}: {list_}; take a lower config.learning_rate and another"
-            " --workdir (the checkpoints so far are kept)"
-        )
+def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:
+    if not all(map(math.isfinite, values.values())):
+        named = ("loss", "gradient_norm", *(n for n, v in values.items() if not math.isfinite(v)))
+        shown = [f"{name} is {values[name]:g}" for name in dict.fromkeys(named) if name in values]
+        raise NotFinite(f"step {step}, {what}: {', '.join(shown)}")
 
 
-def _continue_lines(path: pathlib.Path, last_step: int, evaluated: bool) -> TextIO:
-    """Open the JSON lines in `path` for more, without those of what will be run again.
+def _continue_lines(path: pathlib.Path, stays: Callable[[int, str], bool]) -> TextIO:
+    """Open the JSON lines in `path` for more, after those of which `stays(step, split)` is true.
 
-    These are the steps after `last_step` and, unless `evaluated`, its evaluation; a line torn by a
-    crash goes too. Of several processes one writes.
+    A line torn by a crash goes as well.
     """
-    if jax.process_index() != 0:
-        return pathlib.Path(os.devnull).open("w")
 
-    def stays(line: str) -> bool:
+    def kept(line: str) -> bool:
         try:
-            step, split = (json.loads(line)[name] for name in ("step", "split"))
-            return step < last_step or step == last_step and (split == "train" or evaluated)
+            return stays(*(json.loads(line)[name] for name in ("step", "split")))
         except (ValueError, KeyError, TypeError):
             return False
 
     if path.exists():
         lines = path.read_text(errors="replace").splitlines()
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in filter(stays, lines)))
+        scratch.write_text("".join(line + "\n" for line in filter(kept, lines)))
         scratch.replace(path)
     return path.open("a")

@@ -1,5 +1,6 @@
 """Training: one step, and the loop around it."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -20,6 +21,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.epochs import evaluation_due, first_step, total_steps
+from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import errors, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
 from alexnet_jax.prepare import check_classes, prepare
@@ -109,7 +111,9 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
       then continues at the next step.
 
     Raises:
-      InputError: the data, the devices or the run in `workdir` do not fit the config.
+      InputError: the data, the devices or the run in `workdir` do not fit the config, or another
+        process trains there.
+      NotFinite: a number of the run became NaN or infinite.
     """
     layout = parallel.layout(config)
     workdir_lib.check(workdir, config)
@@ -120,56 +124,98 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     if config.dataset.cache == "device":
         cache.refuse_too_large(dataset, layout)
     workdir.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
-        state, run = workdir_lib.begin(config, workdir, dataset, checkpoints)
-        primary = jax.process_index() == 0  # of several processes one writes
-        if primary:
-            config_lib.save(config, workdir / "config.json")
-        num_steps = total_steps(config, dataset.num_train)
-        if int(state.step) == num_steps and (
-            result := workdir_lib.finished_result(workdir, num_steps)
-        ):
-            return result
-        if primary:  # it is of a run that is being made longer
-            (workdir / "result.json").unlink(missing_ok=True)
-
-        centre, ten_crop = eval_steps(config, layout)
-        with MetricsWriter(
-            workdir,
-            start_step=int(state.step),
-            seconds=run["seconds"],
-            evaluated=run["validation"] is not None,
-            num_steps=num_steps,
-            batch_size=config.batch_size,
-            examples_per_epoch=dataset.num_train,
-            log_every_steps=config.log_every_steps,
-        ) as writer:
-            state = layout.place(state)
-            state = _train(config, dataset, layout, state, run, centre, writer, checkpoints, stop)
-            ten_crops = None
-            if not stop.requested:
-                ten_crops = evaluate(ten_crop, state, dataset, config.batch_size, layout, stop)
-        if ten_crops is None:
-            step = int(layout.fetch(state.step))
-            print(
-                f"stopped at step {step} of {num_steps}; the same command continues",
-                file=sys.stderr,
-            )
-            return None
-        result = {
-            "step": num_steps,
-            "epoch": num_steps * config.batch_size / dataset.num_train,
-            "best_step": checkpoints.best(),
-            "top1_error": run["validation"]["top1_error"],
-            "top5_error": run["validation"]["top5_error"],
-            "ten_crop_top1_error": ten_crops["top1_error"],
-            "ten_crop_top5_error": ten_crops["top5_error"],
-            "seconds": writer.seconds(),
-            "skipped_records": dataset.num_damaged,
-        }
-    if primary:
-        config_lib.write_json(result, workdir / "result.json")
+    primary = jax.process_index() == 0  # of several processes one writes
+    lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
+    with lock, StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
+        rewinds = 0
+        while True:
+            state, run = workdir_lib.begin(config, workdir, dataset, checkpoints, rewinds)
+            if primary:
+                config_lib.save(config, workdir / "config.json")
+            try:
+                result = _run(config, workdir, dataset, layout, state, run, checkpoints, stop)
+                break
+            except NotFinite as error:
+                rewinds = run["rewinds"] + 1
+                _rewind_or_stop(config, error, rewinds, checkpoints)
+        if primary and result is not None:
+            config_lib.write_json(result, workdir / "result.json")
     return result
+
+
+def _rewind_or_stop(
+    config: ConfigDict, error: NotFinite, rewinds: int, checkpoints: checkpoint.Checkpoints
+) -> None:
+    """Say how the run goes on after `error`, or raise it with what else the user needs to know."""
+    step = checkpoints.latest()
+    last_good = f"step {step} in {checkpoints.path}" if step else "none"
+    if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
+        print(
+            f"{error}; rewind {rewinds} of at most {config.max_rewinds}: on from"
+            f" {f'step {step}' if step else 'the start'}, the learning rate divided by"
+            f" {config.rewind_divisor:g}",
+            file=sys.stderr,
+        )
+        return
+    tried = f" after {rewinds - 1} rewinds" if config.on_nan == "rewind" else ""
+    raise NotFinite(
+        f"{error}{tried}; the last good checkpoint, which is kept: {last_good}; take a lower"
+        " config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
+        + (" and more --config.max_rewinds" if tried else "")
+    ) from error
+
+
+def _run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    layout: parallel.Pmap | parallel.Split,
+    state: TrainState,
+    run: dict[str, Any],
+    checkpoints: checkpoint.Checkpoints,
+    stop: StopRequest,
+) -> dict[str, Any] | None:
+    """Return the result of the run that goes on from `state`, None where a stop came first."""
+    num_steps = total_steps(config, dataset.num_train)
+    if int(state.step) == num_steps and (result := workdir_lib.finished_result(workdir, num_steps)):
+        return result
+    if jax.process_index() == 0:  # it is of a run that is being made longer
+        (workdir / "result.json").unlink(missing_ok=True)
+
+    centre, ten_crop = eval_steps(config, layout)
+    with MetricsWriter(
+        workdir,
+        start_step=int(state.step),
+        seconds=run["seconds"],
+        evaluated=run["validation"] is not None,
+        so_far=run["metrics"],
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        examples_per_epoch=dataset.num_train,
+        log_every_steps=config.log_every_steps,
+    ) as writer:
+        state = layout.place(state)
+        state = _train(config, dataset, layout, state, run, centre, writer, checkpoints, stop)
+        checkpoints.wait()
+        ten_crops = None
+        if not stop.requested:
+            ten_crops = evaluate(ten_crop, state, dataset, config.batch_size, layout, stop)
+    if ten_crops is None:
+        step = int(layout.fetch(state.step))
+        print(f"stopped at step {step} of {num_steps}; the same command continues", file=sys.stderr)
+        return None
+    return {
+        "step": num_steps,
+        "epoch": num_steps * config.batch_size / dataset.num_train,
+        "best_step": checkpoints.best(),
+        "top1_error": run["validation"]["top1_error"],
+        "top5_error": run["validation"]["top5_error"],
+        "ten_crop_top1_error": ten_crops["top1_error"],
+        "ten_crop_top5_error": ten_crops["top5_error"],
+        "seconds": writer.seconds(),
+        "skipped_records": dataset.num_damaged,
+        "rewinds": run["rewinds"],
+    }
 
 
 def _train(
@@ -191,14 +237,21 @@ def _train(
     first = int(layout.fetch(state.step))
     num_steps = total_steps(config, dataset.num_train)
     if first < num_steps:
-        cached = cache.rows(dataset, layout) if config.dataset.cache == "device" else {}
-        training = _compiled_step(config, dataset, layout, state, cached)
+        read = functools.partial(cache.rows, dataset, layout)
+        cached = stop.unless_requested(read) if config.dataset.cache == "device" else {}
+        if cached is None:
+            return state
+        compile_ = functools.partial(_compiled_step, config, dataset, layout, state, cached)
+        training: Any = stop.unless_requested(compile_)
+        if training is None:
+            return state
         batches = _batches(config, dataset, layout, first, training.input_shardings[0][1], cached)
     writer.resume_clock(first)
     for step in range(first, num_steps + 1):
         if step > first:
             state, metrics = training(state, next(batches))
             writer.train(step, metrics, dataset.num_damaged)
+            checkpoints.check()
             run["validation"] = None
 
         evaluated = False
@@ -220,7 +273,7 @@ def _train(
 
         due = stop.requested or step % config.checkpoint_every_steps == 0
         if evaluated or (due and step > first):
-            writer.flush()
+            writer.sync()  # what a checkpoint rests on is on the disk before it
             run["seconds"] = writer.seconds()
             checkpoints.save(step, layout.fetch(state), run)
             writer.resume_clock(step)
@@ -237,7 +290,10 @@ def _update_plateau(
 ) -> tuple[TrainState, dict[str, float]]:
     """Return the state with the learning rate's scale after an evaluation, and what it rests on."""
     error = jnp.float32(validation["top1_error"])
-    _, plateau = optim.plateau(config.plateau).update({}, layout.fetch(state.plateau), value=error)
+    before = layout.fetch(state.plateau)
+    _, plateau = optim.plateau(config.plateau).update({}, before, value=error)
+    # After a rewind it may be below min_scale already.
+    plateau = plateau._replace(scale=jnp.minimum(plateau.scale, before.scale))
     history = {
         "plateau_best": float(plateau.best_value),
         "plateau_count": int(plateau.plateau_count),

@@ -1,8 +1,16 @@
 """The run directory before a run: may it begin there, go on, or has it ended already?"""
 
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import platform
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,19 +38,44 @@ def begin(
     workdir: pathlib.Path,
     dataset: data.Dataset,
     checkpoints: checkpoint.Checkpoints,
+    rewinds: int = 0,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state to go on from, on one device, and the JSON that goes into checkpoints."""
+    """Return the state to go on from, on one device, and the JSON that goes into checkpoints.
+
+    Where the run has been rewound `rewinds` times, and less often when its checkpoint was saved,
+    the learning rate is divided for each of the times that the checkpoint does not know of.
+    """
     run: dict[str, Any] = {
+        "config": config.to_dict(),
         "class_names": list(dataset.class_names),
         "data": dataset.identity,
         "seconds": 0.0,
+        "rewinds": 0,
         "validation": None,  # the metrics of the checkpoint's step, where it was evaluated
+        "metrics": {"train": None, "val": []},  # so far, as MetricsWriter keeps them
     }
     restored = checkpoints.restore_latest(abstract_state(config))
     if restored is None:
-        return initial_state(config, dataset), run
-    state, saved = restored
-    latest = int(state.step)
+        state = initial_state(config, dataset)
+    else:
+        state, saved = restored
+        _refuse_another_run(config, workdir, dataset, int(state.step), run, saved)
+        run = saved | {"config": run["config"]}
+    divisor = config.rewind_divisor ** max(0, rewinds - run["rewinds"])
+    plateau = state.plateau._replace(scale=state.plateau.scale / divisor)
+    run["rewinds"] = max(rewinds, run["rewinds"])
+    return dataclasses.replace(state, plateau=plateau), run
+
+
+def _refuse_another_run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    latest: int,
+    run: dict[str, Any],
+    saved: dict[str, Any],
+) -> None:
+    config_lib.refuse_changes(config_lib.from_dict(saved["config"]), config, workdir)
     if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
         raise InputError(
             f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"
@@ -54,7 +87,6 @@ def begin(
             f"{workdir} is at step {latest} already, beyond the {num_steps} of this command;"
             " raise config.num_steps or config.num_epochs, or take another --workdir"
         )
-    return state, saved
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -64,8 +96,41 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
         raise InputError(f"--workdir={workdir} cannot be made or written: see {existing}")
     if (workdir / "config.json").exists():
         config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
-    elif any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        raise InputError(f"{workdir} has checkpoints but no config.json; take another --workdir")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keep other processes from training in `workdir`, which exists; `workdir`/lock names this one.
+
+    The system drops the lock of a process that dies. Raises InputError where another holds it.
+    """
+    path = workdir / "lock"
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = path.read_text().strip() or "another process"
+            raise InputError(
+                f"{workdir} is being trained in by {owner}; wait until it has ended, or take"
+                " another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"warning: the file system of {workdir} has no locks", file=sys.stderr)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its holder removed it meanwhile
+    try:
+        file.truncate(0)
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def finished_result(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:

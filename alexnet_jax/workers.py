@@ -17,6 +17,7 @@ from typing import Any
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.shards import Job, make_shard
+from alexnet_jax.signals import SIGNALS
 
 
 def cores() -> int:
@@ -78,7 +79,7 @@ def make_shards(
                 yield message
     finally:
         for worker in workers.values():
-            worker.terminate()
+            worker.kill()
         for worker in workers.values():
             worker.wait()
 
@@ -110,6 +111,8 @@ def _death(worker: subprocess.Popen, job: Job) -> str:
 
 def work(number: int) -> None:
     """Makes shards for the parent at the other end of descriptor `number`, until it ends."""
+    for each in SIGNALS:  # a stop is for the parent, which ends its workers
+        signal.signal(each, signal.SIG_IGN)
     connection: Any = multiprocessing.connection.Connection(number)
     try:
         while True:

@@ -47,6 +47,11 @@ def get_config() -> ConfigDict:
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 1000
     config.log_every_steps = 1
+    # Where a loss, gradient or parameter is NaN or infinite: 'stop', or 'rewind' to the last
+    # checkpoint, at most `max_rewinds` times, with the learning rate divided by `rewind_divisor`.
+    config.on_nan = "stop"
+    config.rewind_divisor = 10.0
+    config.max_rewinds = 3
 
     config.model = ConfigDict()
     config.model.num_classes = 1000
