@@ -97,7 +97,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # tensorstore has an exception of its own for each back end
-            reason = " ".join(str(error).split())[-100:].rpartition(": ")[2]  # the innermost
+            words = getattr(error, "strerror", None) or str(error)
+            reason = " ".join(words.split())[-100:].rpartition(": ")[2]  # the innermost
             raise InputError(
                 f"cannot write {self.path} ({reason}): make room there; the same command continues"
             ) from error
@@ -225,7 +226,7 @@ class Checkpoints:
         """Raise InputError unless the saved arrays are those of the network at hand."""
         saved = {name: (*array["shape"], array["dtype"]) for name, array in arrays.items()}
         wanted = {name: (*leaf.shape, str(leaf.dtype)) for name, leaf in _named(abstract)}
-        for name in sorted(saved.keys() | wanted.keys()):
+        for name in wanted | saved:
             if saved.get(name) != wanted.get(name):
                 has, needs = (_words(of.get(name)) for of in (saved, wanted))
                 raise InputError(

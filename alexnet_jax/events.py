@@ -3,7 +3,7 @@
 import pathlib
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -62,6 +62,15 @@ def cut(directory: pathlib.Path, stays: Callable[[int, str], bool]) -> None:
             file.truncate(end)
         if not scalars:
             path.unlink()
+
+
+def scalars(directory: pathlib.Path) -> Iterator[tuple[int, str, float]]:
+    """Yield (step, tag, value) of all scalars in the event files of `directory`."""
+    for path in sorted(directory.glob(_FILE)):
+        with path.open("rb") as file:
+            while (event := _next_event(file)) is not None:
+                for value in event.summary.value:
+                    yield event.step, value.tag, value.simple_value
 
 
 def _next_event(file: BinaryIO) -> Event | None:

@@ -3,8 +3,9 @@
 import os
 import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+from tests import agreement, runs
+
+os.environ |= runs.cpu_devices(8)
 # Half the time of the tests is compiling, much of it the same programs in another process.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the variable
     _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
@@ -16,7 +17,6 @@ import pytest
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
-from tests import agreement, runs
 
 
 @pytest.fixture(scope="session")

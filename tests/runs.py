@@ -36,6 +36,8 @@ def tiny_config(data_dir: pathlib.Path | str) -> ConfigDict:
 def cpu_devices(devices: int = 1) -> dict[str, str]:
     """Return the environment of a process that sees `devices` CPU devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
+    # Half of the time of the tests is compiling, most of that LLVM's.
+    flags += " --xla_backend_optimization_level=1"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 

@@ -23,6 +23,7 @@ def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
         start_step=start_step,
         seconds=0.0,
         evaluated=evaluated,
+        so_far={"train": None, "val": []},
         num_steps=1000,
         batch_size=10,
         examples_per_epoch=50,

@@ -432,10 +432,16 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
         restore(tmp_path, step=59)
     with pytest.raises(InputError, match="step='last': 'best', 'latest' or the number"):
         restore(tmp_path, step="last")
-    (tmp_path / "config.json").rename(tmp_path / "mine.json")
-    with pytest.raises(InputError, match="has checkpoints but no config.json"):
+    (tmp_path / "config.json").unlink()  # a checkpoint has its own
+    other = (
+        r"60 is of another network: params/fc7/bias is .* \(16,\) there, the config's is .* \(32,\)"
+    )
+    with pytest.raises(InputError, match=other):
         train_and_evaluate(config, tmp_path)
-    (tmp_path / "mine.json").rename(tmp_path / "config.json")
+    config.model.hidden, config.seed = (16, 16), 1
+    with pytest.raises(InputError, match=r"seed=0 \(now 1\)"):
+        train_and_evaluate(config, tmp_path)
+    assert restore(tmp_path)[2].to_dict() == restored.to_dict()
     (tmp_path / "checkpoints" / "60" / "metrics" / "metrics").write_text("")
     with pytest.raises(InputError, match="holds a damaged checkpoint"):
         restore(tmp_path)

@@ -1,0 +1,83 @@
+"""A run that was stopped or killed ends exactly as one that was not."""
+
+import signal
+import sys
+import time
+
+import pytest
+
+from alexnet_jax.events import scalars
+from experiments import kills
+from tests import runs
+
+# Dropout, crops and shuffling are on; saves and evaluations come often.
+COMMAND = (
+    *runs.TINY,
+    "--config.num_steps=12",
+    "--config.batch_size=360",
+    "--config.eval_every_epochs=1",
+    "--config.checkpoint_every_steps=5",
+    "--config.augment.colour_std=0.5",
+)
+LAYOUTS = {
+    "pmap on 1": (1, ()),
+    "pmap on 2": (2, ()),
+    "pmap on 8": (8, ()),
+    "split over 2": (2, ("--config.model.groups=2", "--config.parallel=split")),
+}
+
+
+def _assert_same(straight, other):
+    """Two runs have ended alike in all that they have written, and hold each step once."""
+    assert kills.differences(straight, other) == []
+    assert [line["step"] for line in runs.metrics(other)] == list(range(1, 13))
+    assert [line["step"] for line in runs.metrics(other, "val")] == [4, 8, 12]
+    shown = [(step, tag) for step, tag, _ in scalars(other / "tensorboard")]
+    assert len(set(shown)) == len(shown)
+    assert {step for step, tag in shown if tag == "train/loss"} == set(range(1, 13))
+    assert {step for step, tag in shown if tag == "val/loss"} == {4, 8, 12}
+
+
+def _signal_at(step, number, command, workdir, devices):
+    """Run `command`, send it signal `number` when it has taken `step`, return code and stderr."""
+    process = runs.start(*command, devices=devices)
+    lines = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if lines.exists() and f'"step": {step},' in lines.read_text():
+            process.send_signal(number)
+            break
+        time.sleep(0.005)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stops_and_a_kill_change_nothing(tmp_path, data_dir, layout):
+    devices, arguments = LAYOUTS[layout]
+    command = (*COMMAND, *arguments, f"--config.dataset.data_dir={data_dir}")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    done = runs.run(*command, f"--workdir={straight}", devices=devices)
+    assert done.returncode == 0, done.stderr
+    command = (*command, f"--workdir={stopped}")
+    code, err = _signal_at(3, signal.SIGTERM, command, stopped, devices)
+    assert code == 0, err
+    assert err.splitlines()[-1].endswith("of 12; the same command continues"), err
+    code, err = _signal_at(7, signal.SIGKILL, command, stopped, devices)
+    assert code == -signal.SIGKILL, err
+    done = runs.run(*command, devices=devices)
+    assert done.returncode == 0, done.stderr
+    _assert_same(straight, stopped)
+
+
+def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):
+    """As experiments/kills.py has it: one of the five while a checkpoint is being written."""
+    record = kills.stress(
+        [sys.executable, "run.py", *COMMAND, f"--config.dataset.data_dir={data_dir}"],
+        tmp_path,
+        kills=5,
+        seed=0,
+        environment=runs.cpu_devices(1),
+    )
+    assert record["kills"] == 5
+    assert record["in_saves"] >= 1
+    _assert_same(tmp_path / "straight", tmp_path / "killed")
