@@ -1,0 +1,88 @@
+"""Numbers going wrong: the run stops and names what went wrong, or goes back with a lower rate."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from alexnet_jax import checkpoint
+from alexnet_jax.errors import NotFinite
+from alexnet_jax.state import initial_state
+from alexnet_jax.train import train_and_evaluate
+from tests import runs
+
+
+def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(config, tmp_path):
+    config.learning_rate, config.num_steps, config.log_every_steps = 1e30, 20, 100
+    config.checkpoint_every_steps = 1
+    message = (
+        r"^step (\d+), training: loss is nan, gradient_norm is nan.*; the last good checkpoint,"
+        rf" which is kept: step (\d+) in {tmp_path}/checkpoints; take a lower config.learning_rate"
+    )
+    with pytest.raises(NotFinite, match=message) as caught:
+        train_and_evaluate(config, tmp_path)
+    assert "\n" not in str(caught.value)
+    _, state, _ = checkpoint.load(tmp_path, "latest")
+    step = int(state.step)
+    assert f"step {step + 1}, training" in str(caught.value)
+    assert f"kept: step {step} in" in str(caught.value)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_parameters_that_are_not_finite_are_never_saved(config, digits, tmp_path):
+    state = initial_state(config, digits)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"validation": None})
+        kernel = state.params["conv2"]["kernel"].at[0, 0, 0, 0].set(jnp.inf)
+        params = state.params | {"conv2": state.params["conv2"] | {"kernel": kernel}}
+        with pytest.raises(NotFinite, match="step 2: params/conv2/kernel is not finite"):
+            checkpoints.save(2, dataclasses.replace(state, params=params), {"validation": None})
+        assert checkpoints.latest() == 1
+
+
+def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys):
+    config.num_steps, config.learning_rate = 6, 0.01
+    config.checkpoint_every_steps = 3
+    train_and_evaluate(config, tmp_path / "good")
+    config.learning_rate, config.on_nan, config.rewind_divisor = 1e30, "rewind", 1e32
+    result = train_and_evaluate(config, tmp_path / "rewound")
+    assert result["rewinds"] == 1
+    assert (
+        "rewind 1 of at most 3: on from the start, the learning rate div" in capsys.readouterr().err
+    )
+    good, rewound = (runs.metrics(tmp_path / name) for name in ("good", "rewound"))
+    assert [line["step"] for line in rewound] == list(range(1, 7))
+    assert [x["loss"] for x in rewound] == pytest.approx([x["loss"] for x in good], rel=1e-4)
+    assert [x["learning_rate"] for x in rewound] == pytest.approx([0.01] * 6, rel=1e-5)
+    # What the run did is known to its checkpoint, and to the same command afterwards.
+    assert checkpoint.load(tmp_path / "rewound")[2]["rewinds"] == 1
+    (tmp_path / "rewound" / "result.json").unlink()
+    assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
+
+
+def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
+    config.num_steps, config.checkpoint_every_steps = 20, 1
+    config.learning_rate, config.on_nan, config.max_rewinds = 1e30, "rewind", 2
+    with pytest.raises(NotFinite, match=r"after 2 rewinds; .*step \d+ in .*more --config.max_rew"):
+        train_and_evaluate(config, tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("rewind 1 of at most 2") == said.count("rewind 2 of at most 2") == 1
+    assert "rewind 3" not in said
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_command_line_ends_with_2(tmp_path, data_dir):
+    done = runs.run(
+        *runs.TINY,
+        f"--workdir={tmp_path}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.learning_rate=1e30",
+        "--config.num_steps=9",
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert (
+        last.startswith("error: step ") and "the last good checkpoint, which is kept: none" in last
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["on_nan"] == "stop"
