@@ -4,12 +4,13 @@ python experiments/kills.py --kills=100 --out=experiments/results/kills --scratc
   --config=configs/quickstart.py --config.num_steps=400 ...
 
 What follows `--` is the command line of run.py without --workdir. Moments are drawn uniformly from
-the time that the undisturbed run takes; each fifth kill waits for a save and comes in the middle of
+the shortest time that a run has taken to its end; each fifth kill waits for a save and comes in the middle of
 it. A run that ends is compared and begun anew until all kills are done; the last one runs to its
 end. Writes OUT.json: how many kills came where, and whether all was equal to the bit.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -88,8 +89,10 @@ def stress(
     record |= {"runs_that_ended": 0, "differences": []}
     while record["kills"] < kills:
         in_save = record["kills"] % IN_SAVES == IN_SAVES - 1
+        began = time.perf_counter()
         where = _kill(command, killed, environment, rng.uniform(0, duration), in_save)
         if where is None:  # it has ended before
+            duration = min(duration, time.perf_counter() - began)
             _ended(record, straight, killed)
             shutil.rmtree(killed)
         else:
@@ -136,10 +139,9 @@ def _kill(
     """Start, kill after `seconds` or `in_save`, and return where; None if it ended before."""
     process = _start(command, workdir, environment)
     began = time.perf_counter()
+    left = _saves(workdir)  # by an earlier kill; there until the run begins
     while process.poll() is None:
-        elapsed = time.perf_counter() - began
-        # What an earlier kill has left of a save is there until the run has begun.
-        if (_saving(workdir) and elapsed > seconds) if in_save else elapsed >= seconds:
+        if _saves(workdir) - left if in_save else time.perf_counter() - began >= seconds:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
@@ -148,15 +150,19 @@ def _kill(
         return None
     if process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"exit code {process.returncode}: {err}")
-    if _saving(workdir):
+    if _saves(workdir) - left:
         return "in_saves"
     trained = "compiled the training step" in err
     return "later" if trained else "before_the_first_step"
 
 
-def _saving(workdir: pathlib.Path) -> bool:
-    """Return whether a checkpoint is being written, or was when its process died."""
-    return any(workdir.glob("checkpoints/*tmp*"))
+def _saves(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """Return name and time of checkpoints that are being written, or were when a process died."""
+    found = set()
+    for path in workdir.glob("checkpoints/*tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it has its name meanwhile
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def main() -> None:
