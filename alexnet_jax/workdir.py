@@ -11,7 +11,7 @@ import pathlib
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
@@ -105,32 +105,36 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     The system drops the lock of a process that dies. Raises InputError where another holds it.
     """
     path = workdir / "lock"
+    with contextlib.ExitStack() as opened:
+        file = _lock(path, opened)
+        file.truncate(0)
+        now = datetime.datetime.now().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
     while True:
-        file = path.open("a+")
+        file = opened.enter_context(path.open("a+"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = path.read_text().strip() or "another process"
             raise InputError(
-                f"{workdir} is being trained in by {owner}; wait until it has ended, or take"
+                f"{path.parent} is being trained in by {owner}; wait until it has ended, or take"
                 " another --workdir"
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            print(f"warning: the file system of {workdir} has no locks", file=sys.stderr)
+            print(f"warning: the file system of {path.parent} has no locks", file=sys.stderr)
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its holder removed it meanwhile
-    try:
-        file.truncate(0)
-        now = datetime.datetime.now().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {platform.node()}, since {now}\n")
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
+            return file
+        # Else its holder has removed it meanwhile, and the lock is of no file.
 
 
 def finished_result(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:

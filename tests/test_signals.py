@@ -13,10 +13,12 @@ from alexnet_jax.signals import StopRequest
 from tests import runs
 
 BUSY = """
+import hashlib
 from alexnet_jax.signals import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
-    sum(range(10**12))  # one call: Python's own handlers would wait for its end
+    # One call, without Python's lock as XLA's compiler: its handlers would wait for the end.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 
 
