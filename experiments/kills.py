@@ -4,8 +4,8 @@ python experiments/kills.py --kills=100 --out=experiments/results/kills --scratc
   --config=configs/quickstart.py --config.num_steps=400 ...
 
 What follows `--` is the command line of run.py without --workdir. Moments are drawn uniformly from
-the shortest time that a run has taken to its end; each fifth kill waits for a save and comes in the middle of
-it. A run that ends is compared and begun anew until all kills are done; the last one runs to its
+the shortest time that a run has taken to its end; each fifth kill comes in the middle of a save.
+A run that ends is compared and begun anew until all kills are done; the last one runs to its
 end. Writes OUT.json: how many kills came where, and whether all was equal to the bit.
 """
 
