@@ -12,6 +12,7 @@ A process that others have left ends at once, with one line and the exit code `L
 lost by that but the steps since the last checkpoint.
 """
 
+import atexit
 import contextlib
 import ctypes
 import itertools
@@ -33,7 +34,6 @@ from alexnet_jax.signals import Stop, StopRequest
 LEFT = 3  # the exit code of a process that another one has left
 TICK = 0.5  # seconds between two looks at the others
 SILENCE = 30  # ticks: 15 s, for Python may be held up that long by a machine that swaps
-SILENCE_AFTER_FAILURE = 8  # ticks, where a collective has failed already
 # Seconds after which JAX gives up a process, and kills the others, by its own lights: those to
 # which process 0 has become silent. Later than SILENCE, for that says it better.
 UNREACHABLE = 25
@@ -53,10 +53,9 @@ class _Processes:
         self.stop: StopRequest | None = None
         self._client: Any = distributed.global_state.client
         self._me, self._number = jax.process_index(), jax.process_count()
-        self._asked = itertools.count()
+        self._asked, self._met = itertools.count(), itertools.count()
         self._polling = threading.Lock()
         self._polls, self._stop_at = 0, float("inf")
-        self._silence = SILENCE
         self._heard = time.monotonic()
         self._leaving = threading.Event()
         self._ending = threading.Lock()
@@ -86,7 +85,7 @@ class _Processes:
                     key = f"{_ROOT}beat/{other}"
                     same = beats.get(key) == said.get(key)
                     silent[other] = silent[other] + 1 if same else 0
-                    if silent[other] >= self._silence:
+                    if silent[other] >= SILENCE:
                         self._end(other)
                 beats = said
                 stops = any(key.startswith(f"{_ROOT}stop/") for key in said)
@@ -151,8 +150,7 @@ class _Processes:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process ends of `error`, unless one of them is the reason."""
         if _of_a_collective(error):
-            self._silence = SILENCE_AFTER_FAILURE
-            self._thread.join(2 * TICK * SILENCE_AFTER_FAILURE)  # it may end the process
+            self._thread.join(TICK * (SILENCE + 10))  # it ends the process if one is silent
         self._leaving.set()
         asked = isinstance(error, KeyboardInterrupt)
         lines = str(error).splitlines() or [""]
@@ -161,9 +159,13 @@ class _Processes:
             if self._me == 0:
                 time.sleep(4 * TICK)  # its end would take the message with it
 
+    def meet(self) -> None:
+        """Return when all processes have called this."""
+        self._client.wait_at_barrier(f"{_ROOT}{next(self._met)}", _FOR_EVER)
+
     def part(self) -> None:
         """Wait until all have done their work."""
-        self._client.wait_at_barrier(f"{_ROOT}part", _FOR_EVER)
+        self.meet()
         self._leaving.set()
         self._thread.join()
 
@@ -212,6 +214,7 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         _here.fail(error)
         _failed = True
+        atexit.register(os._exit, 1)  # of an error nobody expects; JAX would wait for the others
         raise
 
 
@@ -243,6 +246,15 @@ def together(stop: StopRequest) -> Stop:
 def from_first(value: T) -> T:
     """Return the `value` of process 0, which is JSON; all processes call this in the same order."""
     return value if _here is None else _here.from_first(value)
+
+
+def meet() -> None:
+    """Return when all processes have called this, however long one takes.
+
+    To be called before the first collective, for which gloo waits no longer than 30 s.
+    """
+    if _here is not None:
+        _here.meet()
 
 
 def _of_a_collective(error: BaseException | None) -> bool:

@@ -362,4 +362,5 @@ def _compiled_step(
     blank = layout.shard(data.blank_batch(dataset, rows, by_record=bool(cached)))
     compiled = layout.spread(step, updates_state=True).lower(state, cached | blank).compile()
     print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    processes.meet()
     return compiled
