@@ -5,10 +5,11 @@ python run.py --config=configs/alexnet.py --workdir=DIR --config.batch_size=256
 python run.py --mode=predict --workdir=DIR --images=cat.jpg dog.jpg
 
 Exit codes: 0 done, or stopped by SIGINT or SIGTERM with everything saved; 2 bad input, a disk that
-is full, numbers that are not finite: the line says what to do; 130 a picture's prediction or a
-summary interrupted.
+is full, numbers that are not finite: the line says what to do; 3 another process of a run of
+several has ended; 130 a picture's prediction or a summary interrupted.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -23,11 +24,11 @@ if __name__ == "__main__":  # the imports take seconds
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, _leave)
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.predict import predict
@@ -97,16 +98,6 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def _join() -> None:
-    """Become one of the processes of a run; raise InputError where JAX finds none."""
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"--distributed: JAX finds no cluster to join ({' '.join(str(error).split())[:200]})"
-        ) from error
-
-
 def _unknown_override(argv: list[str]) -> str | None:
     """Return the first field among the overrides on the command line that no config has."""
     names = [a.lstrip("-").partition("=")[0] for a in argv]
@@ -147,9 +138,8 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "train":
-        if _DISTRIBUTED.value:
-            _join()
-        result = train_and_evaluate(config, workdir)
+        with processes.joined() if _DISTRIBUTED.value else contextlib.nullcontext():
+            result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
                 f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
@@ -183,4 +173,5 @@ def _errors(result: dict) -> str:
 
 if __name__ == "__main__":
     as_interrupts()
-    leave(main(sys.argv))
+    code = main(sys.argv)
+    leave(code, at_once=processes.failed())

@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
-from alexnet_jax import quiet
+from alexnet_jax import processes, quiet
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.version import versions
@@ -43,7 +43,11 @@ def _goodness(metrics: dict[str, float | None] | None) -> float:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir`/checkpoints. A context that waits for a save in flight."""
+    """The checkpoints in `workdir`/checkpoints. A context that waits for a save in flight.
+
+    Of several processes the first writes and sets aside, and says what the others read. None waits
+    for another at a barrier of orbax.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
         self.path = workdir / "checkpoints"
@@ -53,8 +57,12 @@ class Checkpoints:
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
         ]
+        me = jax.process_index()
+        read_only = read_only or me != 0
         if not read_only:
             self._set_aside_unreadable_metrics()
+            self.path.mkdir(exist_ok=True)  # orbax leaves that to us where processes are named
+        processes.from_first(None)
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
         try:
@@ -65,7 +73,10 @@ class Checkpoints:
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                     best_fn=_goodness,
                     read_only=read_only,
-                    create=not read_only,
+                    create=False,
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=me, active_processes={me}
+                    ),
                 ),
             )
         except (ValueError, KeyError) as error:
@@ -113,6 +124,8 @@ class Checkpoints:
         for name, leaf in _named(state):
             if name.startswith(("params", "opt_state")) and not np.isfinite(leaf).all():
                 raise NotFinite(f"step {step}: {name} is not finite after the update")
+        if jax.process_index() != 0:
+            return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.path).free
         if needed > free:  # known beforehand, orbax's threads need not fail one by one
@@ -151,7 +164,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
         self.wait()
-        return self._manager.latest_step()
+        return processes.from_first(self._manager.latest_step())
 
     def best(self) -> int | None:
         """Return the step with the lowest validation error; the newest if none was evaluated."""
@@ -164,7 +177,8 @@ class Checkpoints:
                 print(f"warning: {error}", file=sys.stderr)
                 return -float("inf"), -1
 
-        return max(self._manager.all_steps(), key=goodness, default=None)
+        best = max(self._manager.all_steps(), key=goodness, default=None)
+        return processes.from_first(best)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Return the state of `step` on the first local device, and the JSON beside it.
@@ -240,6 +254,14 @@ class Checkpoints:
         One that is damaged is moved out of the way, with a warning that names it. Raises
         InputError where all of them are.
         """
+        newest = self._newest_whole(abstract) if jax.process_index() == 0 else None
+        step = processes.from_first(int(newest[0].step) if newest else None)
+        if newest is None and step is not None:
+            self._manager.reload()
+            newest = self.restore(step, abstract)
+        return newest
+
+    def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         while (step := self._manager.latest_step()) is not None:
             try:
                 return self.restore(step, abstract)

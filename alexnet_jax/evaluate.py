@@ -16,7 +16,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import prepare
-from alexnet_jax.signals import StopRequest
+from alexnet_jax.signals import Stop, StopRequest
 from alexnet_jax.state import TrainState
 
 
@@ -98,7 +98,7 @@ def evaluate(
     dataset: data.Dataset,
     batch_size: int,
     layout: parallel.Pmap | parallel.Split,
-    stop: StopRequest,
+    stop: Stop,
 ) -> dict[str, float] | None:
     """Return the mean `loss`, `top1_error`, `top5_error` over the validation set, and the rate.
 

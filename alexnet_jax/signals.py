@@ -11,11 +11,22 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn, Self, TypeVar
+from typing import NoReturn, Protocol, Self, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LEFT_ALONE = "left alone by a stop"  # name of threads
 T = TypeVar("T")
+
+
+class Stop(Protocol):
+    """What the loops poll: a StopRequest, or that of several processes (processes.together)."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop here."""
+
+    def unless_requested(self, function: Callable[[], T]) -> T | None:
+        """Return `function()`, or None where it is to stop."""
 
 
 class StopRequest:
@@ -97,12 +108,12 @@ def as_interrupts() -> None:
         signal.signal(number, interrupt)
 
 
-def leave(code: int) -> NoReturn:
-    """End the process with `code`; at once where a stop has left a thread at work.
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """End the process with `code`; `at_once`, or where a stop has left a thread at work.
 
     To end in the usual way while such a thread is compiling would take what it needs from under it.
     """
-    if any(thread.name == _LEFT_ALONE for thread in threading.enumerate()):
+    if at_once or any(thread.name == _LEFT_ALONE for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

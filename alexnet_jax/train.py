@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, cache, checkpoint, data, optim, parallel, prefetch
+from alexnet_jax import augment, cache, checkpoint, data, optim, parallel, prefetch, processes
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
@@ -25,7 +25,7 @@ from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import errors, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
 from alexnet_jax.prepare import check_classes, prepare
-from alexnet_jax.signals import StopRequest
+from alexnet_jax.signals import Stop, StopRequest
 from alexnet_jax.state import TrainState, abstract_state, step_key
 
 
@@ -126,7 +126,8 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     workdir.mkdir(parents=True, exist_ok=True)
     primary = jax.process_index() == 0  # of several processes one writes
     lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
-    with lock, StopRequest() as stop, checkpoint.Checkpoints(workdir) as checkpoints:
+    with lock, StopRequest() as here, checkpoint.Checkpoints(workdir) as checkpoints:
+        stop = processes.together(here)
         rewinds = 0
         while True:
             state, run = workdir_lib.begin(config, workdir, dataset, checkpoints, rewinds)
@@ -173,7 +174,7 @@ def _run(
     state: TrainState,
     run: dict[str, Any],
     checkpoints: checkpoint.Checkpoints,
-    stop: StopRequest,
+    stop: Stop,
 ) -> dict[str, Any] | None:
     """Return the result of the run that goes on from `state`, None where a stop came first."""
     num_steps = total_steps(config, dataset.num_train)
@@ -227,7 +228,7 @@ def _train(
     evaluation: Any,
     writer: MetricsWriter,
     checkpoints: checkpoint.Checkpoints,
-    stop: StopRequest,
+    stop: Stop,
 ) -> TrainState:
     """Take the steps that are left, evaluating and saving in between, and return the last state.
 
@@ -361,4 +362,5 @@ def _compiled_step(
     blank = layout.shard(data.blank_batch(dataset, rows, by_record=bool(cached)))
     compiled = layout.spread(step, updates_state=True).lower(state, cached | blank).compile()
     print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    processes.meet()
     return compiled
