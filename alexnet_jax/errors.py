@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the thing and the remedy. `run.py` prints it to stderr
     without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        """Take the message; what does not print, as a newline in a file's name, is escaped."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
