@@ -14,7 +14,18 @@ from alexnet_jax.fields import FIELDS
 _FLAGS = frozenset(flags.FLAGS)  # before any override has become one
 _NUMBERS = (float("nan"), float("inf"), -float("inf"), -0.0, 1e308, 1e-308, 1e39, 1e9, 0.5, 2.0)
 _WHOLE = (0, 1, 2, 3, 5, 11, 16, 64, 255, 65536, 2**31 - 1, 2**31, 2**63, 10**30, -1, 10**4000)
-_WORDS = ("", "folder", "digits", "*", "*/bias", "conv2/kernel", "[!", "~nobody/x", "a\0b", "\udcff")
+_WORDS = (
+    "",
+    "folder",
+    "digits",
+    "*",
+    "*/bias",
+    "conv2/kernel",
+    "[!",
+    "~nobody/x",
+    "a\0b",
+    "\udcff",
+)
 
 _numbers = st.one_of(st.sampled_from(_NUMBERS), st.floats(0, 2), st.floats())
 _whole = st.one_of(st.sampled_from(_WHOLE), st.integers(1, 12), st.integers())

@@ -109,9 +109,9 @@ def _jpeg_of(width: int, height: int, name: str = "baseline.jpg") -> bytes:
 
 
 def _scans(number: int) -> bytes:
-    """Return a progressive JPEG of 3000 x 3000 pixels whose last scan comes `number` times."""
+    """Return a progressive JPEG of 2000 x 2000 pixels whose last scan comes `number` times."""
     file = io.BytesIO()
-    Image.new("RGB", (3000, 3000)).save(file, "JPEG", progressive=True)
+    Image.new("RGB", (2000, 2000)).save(file, "JPEG", progressive=True)
     content = file.getvalue()
     scan = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + scan * number + b"\xff\xd9"
@@ -119,8 +119,8 @@ def _scans(number: int) -> bytes:
 
 def expensive() -> dict[str, bytes]:
     """Return files that are small and declare, or unpack to, what no memory holds."""
-    zeros = zlib.compress(bytes(300 << 20), 9)  # 300 MiB of memory in 300 kB
-    frames = [Image.new("L", (8, 8), i % 256) for i in range(3000)]
+    zeros = zlib.compress(bytes(300 << 20), 1)  # 300 MiB of memory in 1.3 MB
+    frames = [Image.new("L", (8, 8), i % 256) for i in range(1000)]
     animated = io.BytesIO()
     frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
     pixels = _chunk(b"IDAT", zlib.compress(bytes(4 * 13)))
@@ -140,13 +140,13 @@ def expensive() -> dict[str, bytes]:
         "sides.jpg": _jpeg_of(65500, 65500),
         "just_below.jpg": _jpeg_of(9400, 9400),
         "progressive_sides.jpg": _jpeg_of(9400, 9400, "progressive.jpg"),
-        "scans.jpg": _scans(200),
+        "scans.jpg": _scans(30),
         "sides.gif": _with_sides("a.gif", 6, "<HH", 65535, 65535),
         "frames.gif": animated.getvalue(),
         "sides.bmp": _with_sides("a.bmp", 18, "<ii", 2**31 - 1, -(2**31)),
         "sides.ppm": b"P6 99999999999 99999999999 255\n" + bytes(99),
         "digits.ppm": b"P6 " + b"9" * 1_000_000,
-        "comment.ppm": b"P6 #" + b"x" * 5_000_000,
+        "comment.ppm": b"P6 #" + b"x" * 500_000,
         "plain.ppm": b"P3 9000 9000 255\n" + b"1 " * 10,
         "sides.tif": _tiff(2**31 - 1, 2**31 - 1, b"x" * 10),
         "bomb.tif": _tiff(9000, 9000, zeros),
