@@ -12,6 +12,7 @@ several has ended; 130 a picture's prediction or a summary interrupted.
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import sys
 
@@ -24,6 +25,7 @@ if __name__ == "__main__":  # the imports take seconds
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, _leave)
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -31,12 +33,14 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import processes
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
 from alexnet_jax.signals import as_interrupts, leave
 from alexnet_jax.summary import summary
 from alexnet_jax.train import train_and_evaluate
 
+_NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
 MODES = ("train", "evaluate", "predict", "summary", "prepare")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -63,7 +67,16 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a directory that may not be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {InputError(str(error))}", file=sys.stderr)
+        return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in str(error):
+            raise
+        print(
+            "error: the memory does not suffice; take a smaller --config.batch_size, or narrower"
+            f" layers ({InputError(str(error)[:200])})",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:  # before the first step, or while preparing
         if _MODE.value in ("predict", "summary"):
@@ -74,23 +87,19 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags and return what is left of `argv`; raise InputError for whatever fails."""
+    recipe = _recipe(argv)
     try:
+        if recipe is not None:
+            _refuse_no_file(recipe)
         rest = flags.FLAGS(argv)[1:]
         if _CONFIG.value is not None:  # a recipe that could not be loaded raises here
             config_lib.validate(_CONFIG.value)
-        elif recipe := _recipe(argv):
+        elif recipe is not None:
             raise InputError(f"--config={recipe}: its get_config() returns nothing")
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of the flags, of the config, of the recipe's code
-        unknown = _unknown_override(argv)
-        if unknown is not None:
-            raise config_lib.unknown_field(unknown) from None
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines if isinstance(error, flags.Error) else lines[-1:])
-        if not isinstance(error, flags.Error):
-            reason = f"--config={_recipe(argv)} cannot be loaded: {type(error).__name__}: {reason}"
-        raise InputError(reason) from None
+        raise _explained(error, argv, recipe) from None
     if rest and _MODE.value != "predict":
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     if _DISTRIBUTED.value and _MODE.value != "train":
@@ -98,19 +107,55 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def _recipe(argv: list[str]) -> str | None:
+    """Return what the command line gives as --config, None where it gives none."""
+    recipe = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument in ("--config", "-config"):
+            recipe = following
+        elif argument.startswith(("--config=", "-config=")):
+            recipe = argument.partition("=")[2]
+    return recipe
+
+
+def _refuse_no_file(recipe: str) -> None:
+    """Raise InputError, with the nearest there is, unless the recipe is a file."""
+    if is_path(recipe) and pathlib.Path(recipe).is_file():
+        return
+    recipes = pathlib.Path(__file__).parent.glob("configs/*.py")
+    names = {f"configs/{path.name}" for path in recipes} - {"configs/__init__.py"}
+    hint = nearest(recipe, names) or "; the recipes are in configs/"
+    raise InputError(f"--config={recipe} is no file{hint}")
+
+
+def _explained(error: BaseException, argv: list[str], recipe: str | None) -> InputError:
+    """Return what went wrong with the flags or the recipe as one line with its remedy."""
+    unknown = _unknown_override(argv)
+    if unknown is not None:
+        return unknown_field(unknown)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        ours = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _IMAGES)]
+        ours += [flag.name for flag in (_PREPARE_SHARD, _DISTRIBUTED)]
+        hint = nearest(error.flagname.partition(".")[0], ours)
+        return InputError(f"there is no flag --{error.flagname}{hint or '; --help lists them'}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not isinstance(error, flags.Error) or "Traceback (most recent call last):" in str(error):
+        kind = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
+        return InputError(f"--config={recipe} cannot be loaded: {kind}{' '.join(lines[-1:])[:500]}")
+    value = re.match(r"flag --(config\.)?([^=]+)=(.*?): ", str(error), re.DOTALL)
+    if value and value[1] and value[2] in FIELDS:
+        return bad_value(value[2], value[3])
+    hint = nearest(value[3], MODES) if value and value[2] == _MODE.name else ""
+    return InputError(f"{' '.join(lines)[:500]}{hint}")
+
+
 def _unknown_override(argv: list[str]) -> str | None:
     """Return the first field among the overrides on the command line that no config has."""
-    names = [a.lstrip("-").partition("=")[0] for a in argv]
+    names = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
     fields = [n.removeprefix("config.") for n in names if n.startswith("config.")]
-    groups = {field.rpartition(".")[0] for field in config_lib.FIELDS}
-    return next((f for f in fields if f not in config_lib.FIELDS and f not in groups), None)
-
-
-def _recipe(argv: list[str]) -> str:
-    """Return what the command line gives as --config; '' where it gives none."""
-    words = [word for argument in argv for word in argument.split("=", 1)]
-    names = [word.lstrip("-") if word.startswith("-") else "" for word in words]
-    return words[names.index("config") + 1] if "config" in names[:-1] else ""
+    groups = {field.rpartition(".")[0] for field in FIELDS} - {""}
+    groups |= {group.rpartition(".")[0] for group in groups} - {""}
+    return next((f for f in fields if f not in FIELDS and f not in groups), None)
 
 
 def _dispatch(images: list[str]) -> None:
@@ -136,6 +181,8 @@ def _dispatch(images: list[str]) -> None:
         raise InputError(f"--mode={_MODE.value} needs --workdir=DIR")
     if "://" in _WORKDIR.value:
         raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
+    if not is_path(_WORKDIR.value):
+        raise InputError(f"--workdir={_WORKDIR.value} is no path: give that of a directory")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "train":
         with processes.joined() if _DISTRIBUTED.value else contextlib.nullcontext():
@@ -173,5 +220,7 @@ def _errors(result: dict) -> str:
 
 if __name__ == "__main__":
     as_interrupts()
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding has
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = main(sys.argv)
     leave(code, at_once=processes.failed())

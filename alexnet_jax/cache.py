@@ -1,13 +1,11 @@
 """A training set that lies whole in the memory of the devices: batches gathered inside the step."""
 
-import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import data, parallel
+from alexnet_jax import data, memory, parallel
 from alexnet_jax.errors import InputError
 
 MOST = 0.8  # of the memory that is free: the step needs some, too
@@ -16,7 +14,7 @@ MOST = 0.8  # of the memory that is free: the step needs some, too
 def refuse_too_large(dataset: data.Dataset, layout: parallel.Pmap | parallel.Split) -> None:
     """Raise InputError unless the training set fits into the free memory of the devices."""
     needed = _rows_of_a_share(dataset, layout) * dataset.image_size**2 * 3
-    free = _free_bytes()
+    free = memory.free_bytes()
     if needed > MOST * free:
         raise InputError(
             f"config.dataset.cache='device': {dataset.num_train:,} pictures of"
@@ -65,16 +63,3 @@ def lookup(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _rows_of_a_share(dataset: data.Dataset, layout: parallel.Pmap | parallel.Split) -> int:
     return -(-dataset.num_train // layout.shares)
-
-
-def _free_bytes() -> float:
-    """Return the free memory of one device; of CPU devices, its part of the machine's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():  # what the page cache holds is free as well
-        free = int(meminfo.read_text().partition("MemAvailable:")[2].split()[0]) * 1024
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free / jax.local_device_count()

@@ -12,8 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import geometry
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, unknown_field
+from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, unknown_field
+from alexnet_jax.geometry import layer_names
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -39,22 +41,22 @@ def validate(config: ConfigDict) -> None:
         if isinstance(value, bool) and field.type is not bool:
             right_type = False
         if not right_type or not _accepted(field, value):
-            raise InputError(f"config.{name}={value!r}: expected {field.expected}")
+            raise bad_value(name, value)
     if config.augment.crop > config.dataset.image_size:
         raise InputError(
             f"config.augment.crop={config.augment.crop} is larger than the stored pictures:"
             f" config.dataset.image_size={config.dataset.image_size}"
         )
+    if (config.dataset.name == "folder") != bool(config.dataset.path):
+        raise InputError(
+            f"config.dataset.path={config.dataset.path!r} with config.dataset.name="
+            f"{config.dataset.name!r}: name='folder' needs --config.dataset.path=FOLDER (with"
+            " train/ and val/), and nothing else takes one"
+        )
     _validate_layers(config.model)
     _validate_groups(config)
-    _validate_geometry(config.model, config.augment.crop)
+    geometry.layers(config.model, config.augment.crop)
     _validate_schedule(config)
-
-
-def layer_names(model: ConfigDict) -> list[str]:
-    """Return the names of the layers of `config.model` that have parameters, in order."""
-    first = len(model.layers) + 1
-    return [*model.layers, *(f"fc{i}" for i in range(first, first + len(model.hidden) + 1))]
 
 
 def _validate_layers(model: ConfigDict) -> None:
@@ -89,7 +91,12 @@ def _validate_layers(model: ConfigDict) -> None:
 def _accepted(field: Field, value: Any) -> bool:
     try:
         return field.accepts(value)
-    except (TypeError, ValueError, OverflowError):  # a tuple of something else, 10**400
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # a tuple of something else, 10**400
         return False
 
 
@@ -124,27 +131,6 @@ def _validate_groups(config: ConfigDict) -> None:
             "config.parallel='split' normalises inside a device; config.model.lrn.within_groups"
             " must be True, or take parallel='pmap'"
         )
-
-
-def _validate_geometry(model: ConfigDict, crop: int) -> None:
-    """Follow the side of the feature maps and refuse a crop that some layer does not fit into."""
-
-    def after(side: int, window: int, stride: int) -> int:
-        slack = stride - 1 if model.ceil_mode and side >= window else 0
-        return (side - window + slack) // stride + 1
-
-    side = crop
-    for i, name in enumerate(model.layers):
-        side = after(side + 2 * model.padding[i], model.kernels[i], model.strides[i])
-        for stage in model.stages[i]:
-            if side >= 1 and stage in ("max_pool", "avg_pool"):
-                name = f"the pooling after {model.layers[i]}"
-                side = after(side, model.pool.window, model.pool.stride)
-        if side < 1:
-            raise InputError(
-                f"config.augment.crop={crop} is too small: nothing is left for {name};"
-                " take a larger crop, or smaller config.model.kernels and strides"
-            )
 
 
 def _validate_schedule(config: ConfigDict) -> None:
@@ -188,7 +174,9 @@ def load(path: pathlib.Path) -> ConfigDict:
         config = from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not a run directory") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it or take another run") from None
     validate(config)
     return config

@@ -27,6 +27,7 @@ from grain.experimental import index_shuffle
 
 from alexnet_jax.buffers import RecycledArrays
 from alexnet_jax.errors import InputError
+from alexnet_jax.merge import statistics_sha256
 from alexnet_jax.prepare import FORMAT
 from alexnet_jax.records import Records
 from alexnet_jax.workers import cores
@@ -88,6 +89,9 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
         statistics = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
         if statistics["format"] != FORMAT:
             raise ValueError(f"format {statistics['format']}, this version reads {FORMAT}")
+        # Sets that were made before there was this checksum have none.
+        if statistics.get("sha256", statistics_sha256(statistics)) != statistics_sha256(statistics):
+            raise ValueError("statistics.json has not its checksum")
         contents = {
             name: _checked(path / name, file["bytes"], file["sha256"])
             for name, file in statistics["files"].items()

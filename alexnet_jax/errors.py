@@ -8,6 +8,10 @@ class InputError(ValueError):
     without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        """Take the message; what does not print, as a newline in a file's name, is escaped."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class NotFinite(InputError):
     """A loss, a gradient or a parameter has become NaN or infinite."""

@@ -1,12 +1,17 @@
 """The fields of a config: their types and ranges."""
 
 import difflib
-import math
-from collections.abc import Callable
+import os
+import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from alexnet_jax.errors import InputError
 
+# Real numbers lie between these, so that float32 holds them and their products.
+SMALLEST, LARGEST = 1e-30, 1e9
+WIDEST = 32  # pixels of a pooling window: each is a slice of the compiled step, as is each of ...
+LONGEST = 255  # ... the neighbours of a normalisation
 STAGES = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool")
 
 
@@ -16,26 +21,29 @@ class Field(NamedTuple):
     type: type | tuple[type, ...]
     accepts: Callable[[Any], bool]
     expected: str
+    choices: tuple[str, ...] = ()
 
 
 def _integer(low: int, high: int = 2**31 - 1) -> Field:
     return Field(int, lambda v: low <= v <= high, f"an integer from {low} to {high}")
 
 
-def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Field:
-    def accepts(v: float) -> bool:
-        return math.isfinite(v) and (v > low if open_low else v >= low) and v <= high
-
-    words = f"a finite number {'above' if open_low else 'of at least'} {low:g}"
-    return Field(float, accepts, words + (f" and at most {high:g}" if high < math.inf else ""))
+def _number(low: float, high: float = LARGEST, *, open_low: bool = False) -> Field:
+    low = SMALLEST if open_low else low
+    words = f"a number from {low:g} to {high:g}"
+    return Field(float, lambda v: low <= v <= high, words)
 
 
 def _fraction() -> Field:
     return Field(float, lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 
 
+def _inside() -> Field:
+    return Field(float, lambda v: SMALLEST <= v < 1, "a number between 0 and 1")
+
+
 def _choice(*names: str) -> Field:
-    return Field(str, lambda v: v in names, "one of " + ", ".join(repr(n) for n in names))
+    return Field(str, lambda v: v in names, "one of " + ", ".join(map(repr, names)), names)
 
 
 def _integers(low: int, high: int = 65536) -> Field:
@@ -50,7 +58,20 @@ def _flag() -> Field:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def is_path(text: str) -> bool:
+    """Return whether `text` can name a file: it has no zero byte, and its ~user is known."""
+    try:
+        os.fsencode(pathlib.Path(text).expanduser())
+    except (ValueError, RuntimeError):
+        return False
+    return "\0" not in text
+
+
+def _path(accepts_none: bool) -> Field:
+    return Field(str, lambda v: is_path(v) and (accepts_none or v != ""), "a path")
 
 
 def _are_layers(v: tuple) -> bool:
@@ -64,16 +85,18 @@ def _are_stages(v: tuple) -> bool:
 
 
 def _are_milestones(v: tuple) -> bool:
-    return all(
-        type(epoch) is int and epoch >= 2 and type(names) is str and _is_number(f) and f >= 0
-        for epoch, names, f in v
-    )
+    epochs = all(type(epoch) is int and 2 <= epoch < 2**31 for epoch, _, _ in v)
+    return epochs and _are_factors(tuple(rest for _, *rest in v))
+
+
+def _are_factors(v: tuple) -> bool:
+    return all(type(names) is str and _is_number(f) and f >= 0 for names, f in v)
 
 
 def _by_parameter(what: str, example: float) -> Field:
     return Field(
         tuple,
-        lambda v: all(type(names) is str and _is_number(f) and f >= 0 for names, f in v),
+        _are_factors,
         f"a tuple of pairs of parameters and {what}, such as (('*/bias', {example}),)",
     )
 
@@ -84,8 +107,8 @@ FIELDS = {
     "num_epochs": _integer(1),
     "num_steps": Field(
         (int, type(None)),
-        lambda v: v is None or v >= 1,
-        "an integer of at least 1; where it is not given num_epochs counts",
+        lambda v: v is None or 1 <= v < 2**31,
+        "an integer from 1 to 2147483647; where it is not given num_epochs counts",
     ),
     "dtype": _choice("float32", "bfloat16"),
     "parallel": _choice("pmap", "split"),
@@ -100,9 +123,9 @@ FIELDS = {
         _are_milestones,
         "a tuple of (epoch of at least 2, parameters, factor), such as ((25, '*', 0.1),)",
     ),
-    "plateau.factor": Field(float, lambda v: 0 < v < 1, "a number between 0 and 1"),
+    "plateau.factor": _inside(),
     "plateau.patience": _integer(1),
-    "plateau.rtol": _fraction(),
+    "plateau.rtol": _inside(),
     "plateau.min_scale": _number(0, 1),
     "eval_every_epochs": _integer(1),
     "checkpoint_every_steps": _integer(1),
@@ -136,21 +159,21 @@ FIELDS = {
     "model.dropout": _fraction(),
     "model.dropout_scaling": _choice("train", "test"),
     "model.lrn.k": _number(0, open_low=True),
-    "model.lrn.n": _integer(1),
+    "model.lrn.n": _integer(1, LONGEST),
     "model.lrn.alpha": _number(0),
     "model.lrn.beta": _number(0),
     "model.lrn.within_groups": _flag(),
     "model.spatial_norm.k": _number(0, open_low=True),
-    "model.spatial_norm.n": _integer(1),
+    "model.spatial_norm.n": _integer(1, LONGEST),
     "model.spatial_norm.alpha": _number(0),
     "model.spatial_norm.beta": _number(0),
-    "model.pool.window": _integer(1),
+    "model.pool.window": _integer(1, WIDEST),
     "model.pool.stride": _integer(1),
     "model.initializer": _choice("normal", "he_normal"),
     "model.init_std": _number(0, open_low=True),
     "model.init_stds": Field(
         tuple,
-        lambda v: all(_is_number(std) and std > 0 for std in v),
+        lambda v: all(_is_number(std) and std >= SMALLEST for std in v),
         "an empty tuple, or one of numbers above 0, one a layer",
     ),
     "model.biases": Field(
@@ -158,8 +181,8 @@ FIELDS = {
     ),
     "model.input_scale": _number(0, open_low=True),
     "dataset.name": Field(str, bool, "a tfds name, 'folder' or 'digits'"),
-    "dataset.path": Field(str, lambda v: True, "a path"),
-    "dataset.data_dir": Field(str, bool, "a path"),
+    "dataset.path": _path(True),
+    "dataset.data_dir": _path(False),
     "dataset.image_size": _integer(1, 4096),
     "dataset.encoding": _choice("jpeg", "raw"),
     "dataset.jpeg_quality": _integer(1, 100),
@@ -173,8 +196,8 @@ FIELDS = {
     "augment.colour_rule": _choice("paper", "released"),
     "augment.colour_epochs": Field(
         (int, type(None)),
-        lambda v: v is None or v >= 0,
-        "an integer of at least 0; where it is not given all epochs count",
+        lambda v: v is None or 0 <= v < 2**31,
+        "an integer from 0 to 2147483647; where it is not given all epochs count",
     ),
     "augment.test_crops": _choice("ten", "nine"),
 }
@@ -202,10 +225,28 @@ CHANGEABLE = frozenset(
 ADDED = {"on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
 
+def bad_value(name: str, value: Any) -> InputError:
+    """Return the error for a field whose value is of a wrong type or out of range."""
+    field = FIELDS[name]
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a tuple that deep
+        shown = "(too long)"
+    shown = shown if len(shown) <= 200 else shown[:200] + " ..."
+    hint = nearest(value, field.choices) if isinstance(value, str) else ""
+    return InputError(f"config.{name}={shown}: expected {field.expected}{hint}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return the end of a message: the one of `words` that was probably meant, if there is one."""
+    near = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def unknown_field(name: str) -> InputError:
     """Return the error for a dotted field name that does not exist, with the nearest that does."""
     last = name.rpartition(".")[2]  # --config.crop for augment.crop
-    nearest = [f for f in FIELDS if f.rpartition(".")[2] == last]
-    nearest = nearest or difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "alexnet_jax/fields.py lists them"
-    return InputError(f"config has no field {name!r}; {hint}")
+    same = [f for f in FIELDS if f.rpartition(".")[2] == last]
+    hint = f"; did you mean {same[0]!r}?" if same else nearest(name, FIELDS)
+    shown = repr(name) if len(name) <= 200 else repr(name[:200]) + " ..."
+    return InputError(f"config has no field {shown}{hint or '; alexnet_jax/fields.py lists them'}")

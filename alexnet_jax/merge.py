@@ -26,6 +26,12 @@ from alexnet_jax.shards import (
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
+def statistics_sha256(statistics: dict) -> str:
+    """SHA-256 of what `statistics.json` holds beside this checksum."""
+    others = {name: value for name, value in statistics.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
 @dataclasses.dataclass
 class _Split:
     """What the shards of one split hold together."""
@@ -137,7 +143,7 @@ def _write_statistics(
     for split in splits.values():
         files |= split.files
     train = "".join(file["sha256"] for file in splits["train"].files.values())
-    statistics = {
+    statistics: dict = {
         "format": identity["format"],
         "made_from": identity | {"train_sha256": hashlib.sha256(train.encode()).hexdigest()},
         "made_with": MADE_WITH,
@@ -151,6 +157,7 @@ def _write_statistics(
         "undecodable": [line for split in splits.values() for line in split.undecodable],
         "files": files,
     }
+    statistics["sha256"] = statistics_sha256(statistics)
     text = json.dumps(statistics, indent=1) + "\n"
     (directory / "statistics.json").write_text(text, encoding="utf-8")
 

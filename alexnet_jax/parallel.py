@@ -14,6 +14,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from alexnet_jax import memory
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState
 
@@ -134,7 +135,7 @@ def layout(config: ConfigDict) -> Pmap | Split:
     """Return how `config.parallel` lays network and batches out over the devices.
 
     Raises InputError unless the devices can be paired, where they must be, and all shares of
-    `config.batch_size` are equal.
+    `config.batch_size` are equal, and small enough for the devices' memory.
     """
     chosen = Split() if config.parallel == "split" else Pmap()
     if config.batch_size % chosen.shares:
@@ -145,6 +146,8 @@ def layout(config: ConfigDict) -> Pmap | Split:
             f"config.batch_size={config.batch_size} cannot be divided over {chosen.shares} {what};"
             f" take {' or '.join(options)}"
         )
+    columns = 1 if chosen.column_axis is None else 2
+    memory.refuse_too_large(config, config.batch_size // chosen.shares, columns)
     return chosen
 
 

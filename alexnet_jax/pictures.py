@@ -70,7 +70,7 @@ def _open(picture: Picture) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own convert would clip at 255
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")

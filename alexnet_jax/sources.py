@@ -49,11 +49,7 @@ def open_source(dataset: ml_collections.ConfigDict) -> Source:
 # --- a folder of pictures per class -----------------------------------------------------------
 
 
-def _folder(path: str | None) -> Source:
-    if not path:
-        raise InputError(
-            "dataset.name='folder' needs --config.dataset.path=FOLDER (with train/ and val/)"
-        )
+def _folder(path: str) -> Source:
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise InputError(f"dataset.path {root} is not a folder: give one with train/ and val/")

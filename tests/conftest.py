@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from tests import agreement, runs
+from tests import agreement, outcomes, runs
 
 os.environ |= runs.cpu_devices(8)
 # Half the time of the tests is compiling, much of it the same programs in another process.
@@ -42,20 +42,27 @@ def digits(config):
 
 
 def pytest_sessionfinish(session):
-    """Send a worker's errors to the process that reports them."""
+    """Send a worker's errors and outcomes to the process that reports them."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["agreement"] = agreement.LINES
+        session.config.workeroutput["outcomes"] = list(outcomes.COUNTS.items())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Take them from a worker that has ended."""
-    agreement.LINES.update(getattr(node, "workeroutput", {}).get("agreement", {}))
+    output = getattr(node, "workeroutput", {})
+    agreement.LINES.update(output.get("agreement", {}))
+    outcomes.COUNTS.update({tuple(case): n for case, n in output.get("outcomes", [])})
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Show the errors of all comparisons with a reference."""
+    """Show the errors of all comparisons with a reference, and how generated cases ended."""
     if agreement.LINES:
         terminalreporter.section("largest relative errors, and what is allowed")
         for test, (_, figure) in agreement.LINES.items():
             terminalreporter.line(f"{figure}  {test}")
+    if outcomes.COUNTS:
+        terminalreporter.section("generated cases, and how they ended")
+        for line in outcomes.lines():
+            terminalreporter.line(line)

@@ -47,7 +47,7 @@ def test_each_device_holds_its_share_once(digits):
 
 def test_a_set_that_does_not_fit_is_refused_with_the_sizes(config, tmp_path, monkeypatch):
     config.dataset.cache = "device"
-    monkeypatch.setattr(cache, "_free_bytes", lambda: 3e6)
+    monkeypatch.setattr(cache.memory, "free_bytes", lambda: 3e6)
     message = r"1,438 pictures of 72 px over 8 device\(s\) take 3 MB on each, where 3 MB are free"
     with pytest.raises(InputError, match=message):
         train_and_evaluate(config, tmp_path / "run")

@@ -430,11 +430,6 @@ def test_digits_are_1438_and_359_of_all_ten_classes(tmp_path):
     assert max(e["image"].max() for e in train) == 255
 
 
-def test_folder_without_path_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--config\.dataset\.path"):
-        prepare(config(tmp_path))
-
-
 def test_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere is not a folder"):
         prepare(config(tmp_path, path=tmp_path / "nowhere"))

@@ -16,6 +16,7 @@ from alexnet_jax import prepare as prepare_lib
 from alexnet_jax import shards
 from alexnet_jax.data import _order, eval_batches, open_dataset, train_batches
 from alexnet_jax.errors import InputError
+from alexnet_jax.merge import statistics_sha256
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Records
 from alexnet_jax.train import train_and_evaluate
@@ -224,6 +225,7 @@ def test_a_run_that_damage_ended_goes_on_with_skip_and_says_what_it_skipped(
     directory = prepare(config.dataset)
     described = json.loads((directory / "statistics.json").read_text())
     described["files"][file.name]["bytes"] = file.stat().st_size
+    described["sha256"] = statistics_sha256(described)
     (directory / "statistics.json").write_text(json.dumps(described))
 
     with pytest.raises(InputError, match=rf"record {first} of .*on_error=skip"):
