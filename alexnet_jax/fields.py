@@ -131,7 +131,9 @@ FIELDS = {
     "checkpoint_every_steps": _integer(1),
     "log_every_steps": _integer(1),
     "on_nan": _choice("stop", "rewind"),
-    "rewind_divisor": _number(1, open_low=True),
+    "rewind_divisor": Field(
+        float, lambda v: 1 < v <= LARGEST, f"a number above 1 and at most {LARGEST:g}"
+    ),
     "max_rewinds": _integer(1),
     "model.num_classes": _integer(2),
     "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2"),

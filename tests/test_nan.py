@@ -14,7 +14,7 @@ from tests import runs
 
 
 def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(config, tmp_path):
-    config.learning_rate, config.num_steps, config.log_every_steps = 1e30, 20, 100
+    config.learning_rate, config.num_steps, config.log_every_steps = 1e9, 20, 100
     config.checkpoint_every_steps = 1
     message = (
         r"^step (\d+), training: loss is nan, gradient_norm is nan.*; the last good checkpoint,"
@@ -45,7 +45,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     config.num_steps, config.learning_rate = 6, 0.01
     config.checkpoint_every_steps = 3
     train_and_evaluate(config, tmp_path / "good")
-    config.learning_rate, config.on_nan, config.rewind_divisor = 1e30, "rewind", 1e32
+    config.learning_rate, config.on_nan, config.rewind_divisor = 1e7, "rewind", 1e9
     result = train_and_evaluate(config, tmp_path / "rewound")
     assert result["rewinds"] == 1
     assert (
@@ -63,7 +63,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
 
 def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
     config.num_steps, config.checkpoint_every_steps = 20, 1
-    config.learning_rate, config.on_nan, config.max_rewinds = 1e30, "rewind", 2
+    config.learning_rate, config.on_nan, config.max_rewinds = 1e9, "rewind", 2
     with pytest.raises(NotFinite, match=r"after 2 rewinds; .*step \d+ in .*more --config.max_rew"):
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().err
@@ -77,7 +77,7 @@ def test_the_command_line_ends_with_2(tmp_path, data_dir):
         *runs.TINY,
         f"--workdir={tmp_path}",
         f"--config.dataset.data_dir={data_dir}",
-        "--config.learning_rate=1e30",
+        "--config.learning_rate=1e9",
         "--config.num_steps=9",
     )
     assert done.returncode == 2, done.stderr
