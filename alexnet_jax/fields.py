@@ -81,6 +81,7 @@ def _by_parameter(what: str, example: float) -> Field:
 FIELDS = {
     "seed": _integer(0),
     "batch_size": _integer(1),
+    "accumulate_steps": _integer(1),
     "num_epochs": _integer(1),
     "num_steps": Field(
         (int, type(None)),
@@ -176,12 +177,14 @@ FIELDS = {
     "augment.test_crops": _choice("ten", "nine"),
 }
 
-# What a continued run may change: how long it is, how it is spread over devices, what it writes
-# when, where the pictures lie and what is done about damaged ones.
+# What a continued run may change: how long it is, how a batch is spread over devices and over time
+# (sums in another order), what it writes when, where the pictures lie, and what is done about
+# damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
         "num_steps",
+        "accumulate_steps",
         "parallel",
         "checkpoint_every_steps",
         "log_every_steps",
