@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import programs
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.predict import predict
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> int:
         print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return 0
     try:
-        _dispatch(_parse(argv))
+        images = _parse(argv)
+        programs.keep()
+        _dispatch(images)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

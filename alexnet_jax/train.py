@@ -39,9 +39,9 @@ def train_step(
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
     `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
-    of. Every device has an equal share, and so has every of `config.accumulate_steps` parts of it,
-    so that means of means are means over the global batch.
-    `num_train`, the number of training examples, says which epoch a step is in.
+    of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
+    means are means over the global batch. `num_train`, the number of training examples, says which
+    epoch a step is in.
     """
     rows = cache.lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
@@ -71,8 +71,8 @@ def train_step(
         return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
     gradient_and_metrics = functools.partial(jax.grad(loss, has_aux=True), state.params)
-    parts = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
-    gradient, metrics = jax.lax.pmean(parts, parallel.DATA)
+    means = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
+    gradient, metrics = jax.lax.pmean(means, parallel.DATA)
 
     scale = state.plateau.scale
     optimizer = optim.momentum_sgd(
