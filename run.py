@@ -18,10 +18,11 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
+from alexnet_jax.profile import profile
 from alexnet_jax.summary import summary
 from alexnet_jax.train import train_and_evaluate
 
-MODES = ("train", "evaluate", "predict", "summary", "prepare")
+MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -110,7 +111,7 @@ def _recipe(argv: list[str]) -> str:
 
 def _dispatch(images: list[str]) -> None:
     config = _CONFIG.value
-    if config is None and _MODE.value in ("train", "summary", "prepare"):
+    if config is None and _MODE.value in ("train", "summary", "prepare", "profile"):
         raise InputError(
             f"--mode={_MODE.value} needs --config, such as --config=configs/alexnet.py"
         )
@@ -141,6 +142,8 @@ def _dispatch(images: list[str]) -> None:
                 f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
                 " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
+    elif _MODE.value == "profile":
+        print(profile(config, workdir))
     elif _MODE.value == "evaluate":
         result = evaluate_checkpoint(workdir, config)
         print(f"{workdir}: {_errors(result)}{_skipped(result)}" if result else "stopped")
