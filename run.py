@@ -30,18 +30,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import processes
+from alexnet_jax import processes, programs
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
+from alexnet_jax.profile import profile
 from alexnet_jax.signals import as_interrupts, leave
 from alexnet_jax.summary import summary
 from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
-MODES = ("train", "evaluate", "predict", "summary", "prepare")
+MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -62,7 +63,9 @@ def main(argv: list[str]) -> int:
         print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return 0
     try:
-        _dispatch(_parse(argv))
+        images = _parse(argv)
+        programs.keep()
+        _dispatch(images)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -160,7 +163,7 @@ def _unknown_override(argv: list[str]) -> str | None:
 
 def _dispatch(images: list[str]) -> None:
     config = _CONFIG.value
-    if config is None and _MODE.value in ("train", "summary", "prepare"):
+    if config is None and _MODE.value in ("train", "summary", "prepare", "profile"):
         raise InputError(
             f"--mode={_MODE.value} needs --config, such as --config=configs/alexnet.py"
         )
@@ -192,6 +195,8 @@ def _dispatch(images: list[str]) -> None:
                 f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
                 " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
             )
+    elif _MODE.value == "profile":
+        print(profile(config, workdir))
     elif _MODE.value == "evaluate":
         result = evaluate_checkpoint(workdir, config)
         print(f"{workdir}: {_errors(result)}{_skipped(result)}" if result else "stopped")

@@ -92,6 +92,11 @@ def eval_steps(
     return layout.spread(centre), layout.spread(ten)
 
 
+def eval_batch_size(config: ConfigDict) -> int:
+    """Return how many examples are evaluated at a time: as many as are trained on at a time."""
+    return config.batch_size // config.accumulate_steps
+
+
 def evaluate(
     step: Callable[[TrainState, Any], dict[str, jax.Array]],
     state: TrainState,
@@ -165,7 +170,7 @@ def evaluate_checkpoint(
             f" of {config.dataset.name!r} are {', '.join(dataset.class_names[:5])}, ..."
         )
     # Errors depend neither on the batch nor on how the run was spread: any devices will do.
-    batch_size, layout = parallel.round_up(config.batch_size), parallel.Pmap()
+    batch_size, layout = parallel.round_up(eval_batch_size(config)), parallel.Pmap()
     placed = layout.place(state)
     result: dict[str, Any] = {"step": int(state.step)}
     with StopRequest() as stop:

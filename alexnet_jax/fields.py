@@ -104,6 +104,7 @@ def _by_parameter(what: str, example: float) -> Field:
 FIELDS = {
     "seed": _integer(0),
     "batch_size": _integer(1),
+    "accumulate_steps": _integer(1),
     "num_epochs": _integer(1),
     "num_steps": Field(
         (int, type(None)),
@@ -204,12 +205,14 @@ FIELDS = {
     "augment.test_crops": _choice("ten", "nine"),
 }
 
-# What a continued run may change: how long it is, how it is spread over devices, what it writes
-# when, where the pictures lie and what is done about damaged ones.
+# What a continued run may change: how long it is, how a batch is spread over devices and over time
+# (sums in another order), what it writes when, where the pictures lie, and what is done about
+# damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
         "num_steps",
+        "accumulate_steps",
         "parallel",
         "checkpoint_every_steps",
         "log_every_steps",
@@ -224,7 +227,7 @@ CHANGEABLE = frozenset(
 )
 
 # Fields that configs of earlier versions lack, with the value that these acted by.
-ADDED = {"on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
+ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
 
 def bad_value(name: str, value: Any) -> InputError:

@@ -134,20 +134,29 @@ class Split:
 def layout(config: ConfigDict) -> Pmap | Split:
     """Return how `config.parallel` lays network and batches out over the devices.
 
-    Raises InputError unless the devices can be paired, where they must be, and all shares of
-    `config.batch_size` are equal, and small enough for the devices' memory.
+    Raises InputError unless the devices can be paired, where they must be, all shares of
+    `config.batch_size` are equal, so are the `config.accumulate_steps` parts of a share, and these
+    are small enough for the devices' memory.
     """
     chosen = Split() if config.parallel == "split" else Pmap()
+    what = "devices" if chosen.column_axis is None else "pairs of devices"
     if config.batch_size % chosen.shares:
         below = config.batch_size // chosen.shares * chosen.shares
         options = [str(n) for n in (below, below + chosen.shares) if n]
-        what = "devices" if chosen.column_axis is None else "pairs of devices"
         raise InputError(
             f"config.batch_size={config.batch_size} cannot be divided over {chosen.shares} {what};"
             f" take {' or '.join(options)}"
         )
+    share = config.batch_size // chosen.shares
+    if share % config.accumulate_steps:
+        options = [str(n) for n in range(1, share + 1) if share % n == 0]
+        raise InputError(
+            f"config.accumulate_steps={config.accumulate_steps} does not divide the {share} rows of"
+            f" config.batch_size={config.batch_size} that each of {chosen.shares} {what} has;"
+            f" take one of {', '.join(options)}"
+        )
     columns = 1 if chosen.column_axis is None else 2
-    memory.refuse_too_large(config, config.batch_size // chosen.shares, columns)
+    memory.refuse_too_large(config, share // config.accumulate_steps, columns)
     return chosen
 
 

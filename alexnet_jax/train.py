@@ -8,7 +8,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.epochs import evaluation_due, first_step, total_steps
 from alexnet_jax.errors import NotFinite
-from alexnet_jax.evaluate import errors, eval_steps, evaluate
+from alexnet_jax.evaluate import errors, eval_batch_size, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
 from alexnet_jax.prepare import check_classes, prepare
 from alexnet_jax.signals import Stop, StopRequest
@@ -41,37 +41,40 @@ def train_step(
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
     `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
-    of. Every device has an equal share, so that means of means are means over the global batch.
-    `num_train`, the number of training examples, says which epoch a step is in.
+    of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
+    means are means over the global batch. `num_train`, the number of training examples, says which
+    epoch a step is in.
     """
-    batch = cache.lookup(batch)
-    ids = parallel.example_ids(len(batch["label"]))
+    rows = cache.lookup(batch)
+    rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
-    images = augment.random_crops(
-        augment_key,
-        ids,
-        batch["image"],
-        state.mean_image,
-        state.colour,
-        crop=config.augment.crop,
-        flip=config.augment.flip,
-        shared_by=config.augment.shared_by,
-        mean_crop=config.augment.mean_crop,
-        colour_std=_colour_std(config, state.step, num_train),
-        colour_rule=config.augment.colour_rule,
-    )
+    colour_std = _colour_std(config, state.step, num_train)
 
-    def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        images = augment.random_crops(
+            augment_key,
+            rows["id"],
+            rows["image"],
+            state.mean_image,
+            state.colour,
+            crop=config.augment.crop,
+            flip=config.augment.flip,
+            shared_by=config.augment.shared_by,
+            mean_crop=config.augment.mean_crop,
+            colour_std=colour_std,
+            colour_rule=config.augment.colour_rule,
+        )
         rngs = {"dropout": dropout_key}
         logits: Any = model.apply(
-            {"params": params}, images, train=True, example_ids=ids, rngs=rngs
+            {"params": params}, images, train=True, example_ids=rows["id"], rngs=rngs
         )
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, rows["label"])
+        metrics = {"loss": losses, **errors(logits, rows["label"])}
+        return losses.mean(), jax.tree.map(jnp.mean, metrics)
 
-    (loss, logits), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-    metrics = {"loss": loss, **jax.tree.map(jnp.mean, errors(logits, batch["label"]))}
-    gradient, metrics = jax.lax.pmean((gradient, metrics), parallel.DATA)
+    gradient_and_metrics = functools.partial(jax.grad(loss, has_aux=True), state.params)
+    means = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
+    gradient, metrics = jax.lax.pmean(means, parallel.DATA)
 
     scale = state.plateau.scale
     optimizer = optim.momentum_sgd(
@@ -89,6 +92,24 @@ def train_step(
     return dataclasses.replace(
         state, step=state.step + 1, params=params, opt_state=opt_state
     ), metrics
+
+
+def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> Any:
+    """Return the mean of `function` over `number` equal parts of `rows`, one after the other.
+
+    What it needs for one part is all that is held at a time, and one sum of its results.
+    """
+    if number == 1:
+        return function(rows)
+    parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
+    first = jax.tree.map(lambda x: x[0], parts)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
+
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, function(part)), None
+
+    sums, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda x: x / number, sums)
 
 
 def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | jax.Array:
@@ -200,7 +221,7 @@ def _run(
         checkpoints.wait()
         ten_crops = None
         if not stop.requested:
-            ten_crops = evaluate(ten_crop, state, dataset, config.batch_size, layout, stop)
+            ten_crops = evaluate(ten_crop, state, dataset, eval_batch_size(config), layout, stop)
     if ten_crops is None:
         step = int(layout.fetch(state.step))
         print(f"stopped at step {step} of {num_steps}; the same command continues", file=sys.stderr)
@@ -259,7 +280,7 @@ def _train(
         period_ends = evaluation_due(config, step, dataset.num_train)
         if run["validation"] is None and (period_ends or step == num_steps):
             writer.flush()
-            validation = evaluate(evaluation, state, dataset, config.batch_size, layout, stop)
+            validation = evaluate(evaluation, state, dataset, eval_batch_size(config), layout, stop)
             if validation is not None:
                 run["validation"], evaluated = validation, True
                 scale = float(layout.fetch(state.plateau.scale))

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128  # global: over all devices
+    config.accumulate_steps = 1  # parts of a device's share, one after the other: less memory
     config.num_epochs = 90
     config.num_steps = placeholder(int)  # where given, counts instead of num_epochs
     config.dtype = "float32"

@@ -45,16 +45,20 @@ def start(
     *arguments: str,
     devices: int = 1,
     largest_file: int | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> subprocess.Popen:
-    """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes."""
+    """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes.
+
+    What `environment` sets to None is not set there.
+    """
     command = [sys.executable, "run.py", *arguments]
     if largest_file is not None:  # not by preexec_fn, for JAX's threads do not bear a fork
         command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
+    variables = cpu_devices(devices) | (environment or {})
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=cpu_devices(devices) | (environment or {}),
+        env={name: value for name, value in variables.items() if value is not None},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -111,9 +111,12 @@ def _rates_and_decays(name, params):
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_layer_and_the_update_are_those_of_the_formulas(name):
+@pytest.mark.parametrize(
+    ("name", "accumulate_steps"), [*((name, 1) for name in RECIPES), ("cifar10_11pct", 2)]
+)
+def test_every_layer_and_the_update_are_those_of_the_formulas(name, accumulate_steps):
     config = undisturbed(RECIPES[name])
+    config.accumulate_steps = accumulate_steps
     pictures, labels = photographs(config.augment.crop), np.array([3, 7], np.int32)
     state = first_state(config, pictures)
     images = pictures - np.asarray(state.mean_image)
