@@ -1,10 +1,14 @@
 """Several processes, each with devices and a share of the data of its own, train as one does."""
 
 import os
+import re
+import signal
+import time
 
 import pytest
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint, workdir
+from experiments import kills
 from tests import runs
 from tests.agreement import agree
 
@@ -52,6 +56,70 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
     agree(states[1].params, states[0].params, rtol=1e-5, what="parameters ")
     errors = [runs.metrics(tmp_path / name, "val")[-1] for name in ("one", "two")]
     assert errors[0]["top1_error"] == pytest.approx(errors[1]["top1_error"], abs=1 / 359)
+
+
+def _start_two(*command):
+    return [
+        runs.start(*command, "--distributed", devices=2, environment=slurm(i)) for i in range(2)
+    ]
+
+
+def _after(step, run, processes):
+    """Wait until the two have written the line of `step` or a later one."""
+    lines = run / "metrics.jsonl"
+    while not (lines.exists() and len(runs.metrics(run)) >= step):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.01)
+
+
+def _ends(process):
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, err.splitlines()[-1]
+
+
+def test_stops_and_kills_of_one_of_two_processes_end_both_and_change_nothing(tmp_path, data_dir):
+    command = [
+        *runs.TINY,
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=400",
+        "--config.checkpoint_every_steps=40",
+    ]
+    straight = _start_two(*command, f"--workdir={tmp_path / 'straight'}")
+    assert [_ends(process)[0] for process in straight] == [0, 0]
+    run = tmp_path / "disturbed"
+    command.append(f"--workdir={run}")
+
+    both = _start_two(*command)
+    _after(20, run, both)
+    both[1].send_signal(signal.SIGTERM)
+    (code, line), (other_code, other_line) = map(_ends, both)
+    assert (code, other_code) == (0, 0)
+    assert re.fullmatch(r"stopped at step \d+ of 400; the same command continues", line)
+    assert line == other_line
+    assert len(runs.metrics(run)) == int(line.split()[3]) < 400
+
+    for victim, step in ((1, 150), (0, 280)):
+        both = _start_two(*command)
+        _after(step, run, both)
+        both[victim].kill()
+        code, line = _ends(both[1 - victim])
+        assert code == 3, line
+        assert line.startswith(f"error: process {victim} of 2 has ended"), line
+        assert line.endswith("start all of them again: the same command continues"), line
+        both[victim].communicate()
+    both = _start_two(*command)
+    assert [_ends(process)[0] for process in both] == [0, 0]
+    assert kills.differences(tmp_path / "straight", run) == []
+
+
+def test_what_one_process_is_refused_ends_the_other(tmp_path, data_dir):
+    command = [*runs.TINY, f"--config.dataset.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    with workdir.locked(tmp_path):
+        (code, line), (other_code, other_line) = map(_ends, _start_two(*command))
+    assert (code, other_code) == (2, 3)
+    assert line.startswith(f"error: {tmp_path} is being trained in by process {os.getpid()} on")
+    assert other_line.startswith("error: process 0 of 2 has ended (InputError: "), other_line
 
 
 def test_without_a_cluster_there_is_nothing_to_join(tmp_path):

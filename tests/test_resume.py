@@ -1,5 +1,6 @@
 """A run that was stopped or killed ends exactly as one that was not."""
 
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from PIL import Image
 from alexnet_jax.events import scalars
 from experiments import kills
 from tests import runs
+from tests.agreement import agree
 
 # Dropout, crops and shuffling are on; saves and evaluations come often.
 COMMAND = (
@@ -82,6 +84,26 @@ def test_stops_change_nothing(tmp_path, command, layout):
     done = runs.run(*command, devices=devices)
     assert done.returncode == 0, done.stderr
     _assert_same(straight, stopped)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_any_others(tmp_path, command):
+    command = (*command, "--config.model.groups=2", "--config.learning_rate=0.05")
+    done = runs.run(*command, f"--workdir={tmp_path / 'eight'}", "--config.num_steps=4", devices=8)
+    assert done.returncode == 0, done.stderr
+    others = {"8": (), "1": (), "2": (), "4": (), "2 split": ("--config.parallel=split",)}
+    processes = {}
+    for name, arguments in others.items():
+        shutil.copytree(tmp_path / "eight", tmp_path / name)
+        workdir = f"--workdir={tmp_path / name}"
+        processes[name] = runs.start(*command, workdir, *arguments, devices=int(name[0]))
+    losses = {}
+    for name, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        losses[name] = [line["loss"] for line in runs.metrics(tmp_path / name)]
+        assert len(losses[name]) == 12
+    for name in others:
+        agree(losses[name], losses["8"], rtol=1e-5, what=f"on {name} devices ")
 
 
 def test_five_kills_at_random_moments_change_nothing(tmp_path, command):
