@@ -39,12 +39,10 @@ class StopRequest:
 
     Attributes:
       requested: whether a signal has come.
-      by: the name of the signal that came, such as 'SIGTERM'.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.by = ""
 
     def __enter__(self) -> Self:
         self._before = {}
@@ -64,7 +62,6 @@ class StopRequest:
             if self.requested:
                 os.write(2, b"stopped at once; the same command goes on from the last save\n")
                 os._exit(128 + number[0])
-            self.by = signal.Signals(number[0]).name
             self.requested = True
         os.close(reads)
 
@@ -74,6 +71,8 @@ class StopRequest:
         The function, which must change nothing that anybody else sees, is then left alone: leave
         the process by `leave`.
         """
+        if self.requested:
+            return None
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def work() -> None:
