@@ -182,7 +182,7 @@ def test_any_text_as_a_value_is_accepted_or_one_line(tmp_path_factory, name, tex
 def test_a_typo_suggests_the_nearest_name(data):
     """Of a field, a choice, a recipe, a flag or a mode."""
     kind = data.draw(st.sampled_from(("field", "choice", "recipe", "flag", "mode")))
-    command = {"config": "configs/quickstart.py", "workdir": "/proc/never", "mode": "train"}
+    command = {"config": "configs/quickstart.py", "workdir": "/proc/never", "mode": "summary"}
     long = [name for name in sorted(FIELDS) if len(name.rpartition(".")[2]) > 6]
     chosen = [(n, c) for n in sorted(FIELDS) for c in FIELDS[n].choices if len(c) > 5]
     if kind == "field":
@@ -192,8 +192,9 @@ def test_a_typo_suggests_the_nearest_name(data):
         field, right = data.draw(st.sampled_from(chosen))
         command[f"config.{field}"] = fuzz_configs.typo(data.draw, right)
     elif kind == "recipe":
-        right = data.draw(st.sampled_from(("configs/quickstart.py", "configs/cifar10_13pct.py")))
-        command["config"] = fuzz_configs.typo(data.draw, right)
+        recipe = data.draw(st.sampled_from(("quickstart", "alexnet_two_device", "cifar10_80sec")))
+        command["config"] = f"configs/{fuzz_configs.typo(data.draw, recipe)}.py"
+        right = f"configs/{recipe}.py"
     elif kind == "mode":
         right = data.draw(st.sampled_from(("train", "evaluate", "predict", "summary", "prepare")))
         command["mode"] = fuzz_configs.typo(data.draw, right)
