@@ -104,7 +104,7 @@ def _parse(argv: list[str]) -> list[str]:
     except (Exception, SystemExit) as error:  # of the flags, of the config, of the recipe's code
         raise _explained(error, argv, recipe) from None
     if rest and _MODE.value != "predict":
-        raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
     if _DISTRIBUTED.value and _MODE.value != "train":
         raise InputError(f"--distributed goes with --mode=train, not {_MODE.value}")
     return rest

@@ -1,7 +1,6 @@
 """The fields of a config: their types and ranges."""
 
 import difflib
-import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -62,9 +61,9 @@ def _is_number(value: Any) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether `text` can name a file: it has no zero byte, and its ~user is known."""
+    """Return whether `text` can name a file: UTF-8 without a zero byte, and its ~user is known."""
     try:
-        os.fsencode(pathlib.Path(text).expanduser())
+        str(pathlib.Path(text).expanduser()).encode()  # orbax and array_record take nothing else
     except (ValueError, RuntimeError):
         return False
     return "\0" not in text

@@ -139,7 +139,6 @@ def expensive() -> dict[str, bytes]:
         "long_chunk.png": _png() + struct.pack(">I", 2**31 - 1) + b"IDAT",
         "sides.jpg": _jpeg_of(65500, 65500),
         "just_below.jpg": _jpeg_of(9400, 9400),
-        "progressive_sides.jpg": _jpeg_of(9400, 9400, "progressive.jpg"),
         "scans.jpg": _scans(30),
         "sides.gif": _with_sides("a.gif", 6, "<HH", 65535, 65535),
         "frames.gif": animated.getvalue(),
