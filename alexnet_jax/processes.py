@@ -33,10 +33,10 @@ from alexnet_jax.signals import Stop, StopRequest
 
 LEFT = 3  # the exit code of a process that another one has left
 TICK = 0.5  # seconds between two looks at the others
-SILENCE = 30  # ticks: 15 s, for Python may be held up that long by a machine that swaps
-# Seconds after which JAX gives up a process, and kills the others, by its own lights: those to
-# which process 0 has become silent. Later than SILENCE, for that says it better.
-UNREACHABLE = 25
+SILENCE = 24  # ticks: 12 s, for a machine that swaps may hold up a thread of Python
+# Seconds after which JAX's own service, which needs no Python, gives a process up and aborts the
+# others. It counts from a sign of life that may be half as old: so it comes second by 2 s.
+UNREACHABLE = 28
 _ROOT = "alexnet_jax/"
 _FOR_EVER = 1000 * 60 * 60 * 24 * 7  # ms; a process that waits for one that has ended, ends
 T = TypeVar("T")
@@ -57,21 +57,20 @@ class _Processes:
         self._polling = threading.Lock()
         self._polls, self._stop_at = 0, float("inf")
         self._heard = time.monotonic()
+        self._silent = dict.fromkeys(set(range(self._number)) - {self._me}, 0)
         self._leaving = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
-        if self._me != 0:
-            # JAX aborts the process when it loses process 0, and asks nobody. abort(3) calls this.
-            self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-            ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
+        # JAX aborts a process that loses process 0, and asks nobody. abort(3) calls this first.
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
 
     def _say(self, what: str, value: str) -> None:
         self._client.key_value_set(f"{_ROOT}{what}/{self._me}", value, allow_overwrite=True)
 
     def _watch(self) -> None:
         beats: dict[str, str] = {}
-        silent = dict.fromkeys(set(range(self._number)) - {self._me}, 0)
         for beat in itertools.count():
             try:
                 self._say("beat", str(beat))
@@ -79,13 +78,13 @@ class _Processes:
                     self._say("stop", "")
                 said = dict(self._client.key_value_dir_get(_ROOT))
                 self._heard = time.monotonic()
-                for other in silent:
+                for other in self._silent:
                     if (reason := said.get(f"{_ROOT}end/{other}")) is not None:
                         self._end(other, reason)
                     key = f"{_ROOT}beat/{other}"
                     same = beats.get(key) == said.get(key)
-                    silent[other] = silent[other] + 1 if same else 0
-                    if silent[other] >= SILENCE:
+                    self._silent[other] = self._silent[other] + 1 if same else 0
+                    if self._silent[other] >= SILENCE:
                         self._end(other)
                 beats = said
                 stops = any(key.startswith(f"{_ROOT}stop/") for key in said)
@@ -134,10 +133,13 @@ class _Processes:
         os._exit(code)
 
     def _aborted(self, _: int) -> None:
-        """End with a line where JAX aborts because it has lost process 0; else let it abort."""
-        silent = time.monotonic() - self._heard > UNREACHABLE / 2
-        if silent or not _listens(distributed.global_state.coordinator_address):
-            self._end(0)
+        """End with a line where JAX aborts because it has lost another; else let it abort."""
+        lost = [other for other, ticks in self._silent.items() if ticks > SILENCE / 2]
+        deaf = time.monotonic() - self._heard > TICK * SILENCE / 2
+        if self._me != 0 and (deaf or not _listens(distributed.global_state.coordinator_address)):
+            lost = [0]
+        if lost:
+            self._end(lost[0])
 
     def from_first(self, value: T) -> T:
         """Return what process 0 gives as `value`, which is JSON."""
