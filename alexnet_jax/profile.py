@@ -48,8 +48,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
         cached = cache.rows(dataset, layout)
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
 
-    first = initial_state(config, dataset)
-    state = layout.place(first)
+    state = layout.place(initial_state(config, dataset))
     step = train._compiled_step(config, dataset, layout, state, cached)
     batches = train._batches(config, dataset, layout, 0, step.input_shardings[0][1], cached)
 
@@ -73,7 +72,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
         "step_seconds": step_seconds,
         "images_per_second": config.batch_size / step_seconds,
         "compiler": _compilers_count(step),
-        "parts": _parts(config, dataset, layout, first, step_seconds),
+        "parts": _parts(config, dataset, layout, layout.fetch(state), step_seconds),
     }
     config_lib.write_json(report, workdir / "profile.json")
     return _text(report)
@@ -99,6 +98,7 @@ def _parts(
 ) -> dict[str, dict[str, float]]:
     """Return the seconds of everything that a step does, and its share of `step_seconds`."""
     rows = config.batch_size // layout.shares // config.accumulate_steps
+    state = jax.device_put(state)  # on one device
     batch = next(data.train_batches(dataset, seed=config.seed, batch_size=rows))
     fields = config.augment
 

@@ -18,7 +18,7 @@ JOBS = itertools.count(os.getpid())  # JAX's port is a function of the job
 
 
 def start_two(*arguments, each=((), ())):
-    """Start two processes as SLURM would, of two devices each; `each` has arguments of their own."""
+    """Start two processes of two devices each, as SLURM would; `each` has arguments of its own."""
     job = next(JOBS)
     return [
         runs.start(
