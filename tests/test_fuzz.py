@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from alexnet_jax import InputError, parallel, predict, restore, train
@@ -45,6 +45,7 @@ def cases(number):
         derandomize=True,
         database=None,
         deadline=None,
+        phases=(Phase.explicit, Phase.generate),  # a case takes too long to be made smaller
         suppress_health_check=list(HealthCheck),
     )
 
@@ -125,6 +126,35 @@ def _refused_or_traced(config, changed):
         return
     outcomes.note("configs", "accepted, steps traced")
     assert time.monotonic() - began < 120
+
+
+@pytest.mark.parametrize(
+    ("base", "changed"),
+    [
+        ("tiny", {"augment.crop": 9}),
+        ("tiny", {"model.features": (8, 8, 8, 8)}),
+        ("tiny", {"model.biases": (0.0,) * 9}),
+        ("tiny", {"model.stages": (("relu",),) * 6}),
+        ("tiny", {"model.layers": ("conv1", "conv2", "local3"), "model.hidden": (8, 8, 8)}),
+        ("tiny", {"model.groups": 2, "model.features": (8, 8, 8, 7, 8)}),
+        (
+            "tiny",
+            {"model.groups": 2, "model.layers": ("conv1", "conv2", "conv3", "conv4", "local5")},
+        ),
+        ("tiny", {"model.hidden": (65536, 65536)}),
+        ("80 seconds", {"model.pool.stride": 4}),
+        ("80 seconds", {"model.kernels": (5, 5, 33)}),
+        ("two devices", {"model.num_classes": 5}),
+        ("two devices", {"model.groups": 1}),
+    ],
+    ids=str,
+)
+def test_layers_that_do_not_fit_together_are_refused_and_not_traced(base, changed):
+    config = _base(base)
+    fuzz_configs.apply(config, changed)
+    with pytest.raises(InputError, match=r"config\.") as caught:
+        config_lib.validate(config)
+    refused("configs", caught.value)
 
 
 @pytest.mark.parametrize(
@@ -369,9 +399,9 @@ def test_a_folder_is_refused_or_read_back_as_it_is(
     at = root / split / classes[-1]
     for name in odd:
         fuzz_files.ODDITIES[name][0](at / name)
-    if bad_class:
-        (root / split / bad_class).mkdir()
-        fuzz_files.picture(root / split / bad_class / "0.png", 0)
+    for part in wanted if bad_class else ():
+        (root / part / bad_class).mkdir()
+        fuzz_files.picture(root / part / bad_class / "0.png", 0)
     if empty:
         (root / split / "empty").mkdir()
     bad = [name for name in odd if fuzz_files.ODDITIES[name][1]]
