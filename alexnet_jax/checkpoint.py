@@ -39,7 +39,7 @@ class DamagedCheckpoint(InputError):
 
 def _goodness(metrics: dict[str, float | None] | None) -> float:
     error = metrics["top1_error"] if metrics else None
-    return -float("inf") if error is None else -error
+    return -error if isinstance(error, int | float) else -float("inf")
 
 
 class Checkpoints:
@@ -79,11 +79,11 @@ class Checkpoints:
                     ),
                 ),
             )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self.path} holds a damaged checkpoint ({reason}); remove the directory of the"
-                " step whose metrics/metrics is no JSON"
+                " step whose metrics or metadata are no JSON"
             ) from error
         finally:
             logging.set_verbosity(verbosity)
@@ -166,14 +166,19 @@ class Checkpoints:
         self.wait()
         return processes.from_first(self._manager.latest_step())
 
-    def best(self) -> int | None:
-        """Return the step with the lowest validation error; the newest if none was evaluated."""
+    def best(self, *, of_all: bool = False) -> int | None:
+        """Return the step with the lowest validation error; the newest if none was evaluated.
+
+        A damaged checkpoint is warned of and left out; with `of_all` it raises DamagedCheckpoint.
+        """
         self.wait()
 
         def goodness(step: int) -> tuple[float, int]:
             try:
                 return _goodness(self.restore_run(step)["validation"]), step
             except DamagedCheckpoint as error:
+                if of_all:
+                    raise
                 print(f"warning: {error}", file=sys.stderr)
                 return -float("inf"), -1
 
@@ -201,6 +206,8 @@ class Checkpoints:
         with self._reading(step):
             whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
             state = self._manager.restore(step, args=whole).state
+            if int(state.step) != step:
+                raise ValueError(f"it is that of step {state.step}")
             found = _described(state)
             bad = [name for name in arrays if found[name] != arrays[name]]
             if bad:
@@ -275,10 +282,12 @@ class Checkpoints:
     def _set_aside_unreadable_metrics(self) -> None:
         """Move checkpoints out of the way with whose metrics orbax could not even begin."""
         for metrics in self.path.glob("*/metrics/metrics"):
+            step = metrics.parts[-3]
             try:
                 json.loads(metrics.read_text())
-            except ValueError as error:
-                self._set_aside(int(metrics.parts[-3]), f"{metrics}: {error}")
+            except (ValueError, OSError, RecursionError) as error:
+                if step.isdigit():  # else it is what a kill has left of a save
+                    self._set_aside(int(step), f"{metrics}: {error}")
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.path.parent / ASIDE
@@ -336,7 +345,10 @@ def load(
     if isinstance(step, str) and step not in ("best", "latest"):
         raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        number = {"best": checkpoints.best(), "latest": checkpoints.latest()}.get(str(step), step)
+        number: int | str | None = step
+        if isinstance(step, str):
+            newest = step == "latest"
+            number = checkpoints.latest() if newest else checkpoints.best(of_all=True)
         if number is None:
             raise InputError(f"{workdir} holds no checkpoint yet; train it first")
         config = config_lib.from_dict(checkpoints.restore_run(int(number))["config"])
