@@ -182,7 +182,9 @@ class Checkpoints:
                 print(f"warning: {error}", file=sys.stderr)
                 return -float("inf"), -1
 
-        best = max(self._manager.all_steps(), key=goodness, default=None)
+        best = None
+        if jax.process_index() == 0:  # the others may list what it has deleted meanwhile
+            best = max(self._manager.all_steps(), key=goodness, default=None)
         return processes.from_first(best)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -238,6 +240,11 @@ class Checkpoints:
             yield
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            if _says_nothing_of_the_content(error):
+                raise InputError(
+                    f"{self.path / str(step)} cannot be read now ({reason}); it stays where it is:"
+                    " when that is mended the same command continues"
+                ) from error
             raise DamagedCheckpoint(
                 f"{self.path / str(step)} cannot be restored ({reason}); take another step, or"
                 " continue the training: it goes on from the checkpoint before"
@@ -319,6 +326,14 @@ def _described(state: TrainState) -> dict[str, dict[str, Any]]:
         }
         for name, leaf in _named(state)
     }
+
+
+def _says_nothing_of_the_content(error: Exception) -> bool:
+    """Return whether reading failed for want of memory, files, rights, or a disk that answers."""
+    if isinstance(error, OSError):
+        missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+        return error.errno is not None and not isinstance(error, missing)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _checksum(run: dict[str, Any]) -> int:

@@ -293,13 +293,14 @@ def _train(
                 writer.validation(step, validation | history)
             writer.resume_clock(step)
 
-        due = stop.requested or step % config.checkpoint_every_steps == 0
+        stopping = stop.requested  # once: a stop that comes later than this has its save later
+        due = stopping or step % config.checkpoint_every_steps == 0
         if evaluated or (due and step > first):
             writer.sync()  # what a checkpoint rests on is on the disk before it
             run["seconds"] = writer.seconds()
             checkpoints.save(step, layout.fetch(state), run)
             writer.resume_clock(step)
-        if stop.requested:
+        if stopping:
             break
     return state
 

@@ -136,3 +136,24 @@ def test_a_state_that_changed_on_the_way_is_refused(trained, tmp_path, monkeypat
         checkpoints.best()  # waits for the save
         with pytest.raises(DamagedCheckpoint, match="the checksum of step is wrong"):
             checkpoints.restore(1, abstract)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_what_cannot_be_read_just_now_is_not_taken_for_damage(
+    trained, tmp_path, monkeypatch, error
+):
+    path, config = trained
+    shutil.copytree(path / "6", tmp_path / "run")
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+
+    def fails(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fails)
+        with pytest.raises(InputError, match="checkpoints/6 cannot be read now") as caught:
+            train_and_evaluate(config, tmp_path / "run")
+        assert not isinstance(caught.value, DamagedCheckpoint)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
+    assert not (tmp_path / "run" / checkpoint.ASIDE).exists()
+    assert train_and_evaluate(config, tmp_path / "run")["step"] == 8
