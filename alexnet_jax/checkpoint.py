@@ -57,6 +57,7 @@ class Checkpoints:
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
         ]
+        versions()  # git is asked once, and not in the middle of the training
         me = jax.process_index()
         read_only = read_only or me != 0
         if not read_only:
@@ -74,6 +75,7 @@ class Checkpoints:
                     best_fn=_goodness,
                     read_only=read_only,
                     create=False,
+                    cleanup_tmp_directories=not read_only,  # what a kill has left of a save
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         primary_host=me, active_processes={me}
                     ),

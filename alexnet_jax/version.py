@@ -1,5 +1,6 @@
 """Which code a run was made with."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -9,6 +10,7 @@ VERSION = "0.1.0"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+@functools.cache  # of the code that runs, whatever is committed meanwhile
 def versions() -> dict[str, str]:
     """Return the versions of this code, of Python and of the packages that the numbers depend on.
 

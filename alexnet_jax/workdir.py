@@ -123,7 +123,9 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = path.read_text().strip() or "another process"
+            # By the file at hand: its holder may be removing it.
+            file.seek(0)
+            owner = file.read().strip() or "another process"
             raise InputError(
                 f"{path.parent} is being trained in by {owner}; wait until it has ended, or take"
                 " another --workdir"
@@ -132,9 +134,10 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             print(f"warning: the file system of {path.parent} has no locks", file=sys.stderr)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        # Else its holder has removed it meanwhile, and the lock is of no file.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        # Its holder has removed it meanwhile, and the lock is of no file.
 
 
 def finished_result(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:

@@ -157,3 +157,16 @@ def test_what_cannot_be_read_just_now_is_not_taken_for_damage(
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
     assert not (tmp_path / "run" / checkpoint.ASIDE).exists()
     assert train_and_evaluate(config, tmp_path / "run")["step"] == 8
+
+
+def test_what_a_kill_has_left_of_a_save_is_removed_by_the_next_run_and_by_no_reader(
+    trained, tmp_path
+):
+    path, config = trained
+    shutil.copytree(path / "6", tmp_path / "run")
+    directory = tmp_path / "run" / "checkpoints"
+    shutil.copytree(directory / "6", directory / "7.orbax-checkpoint-tmp")
+    checkpoint.load(tmp_path / "run")
+    assert list(directory.glob("*tmp*"))
+    train_and_evaluate(config, tmp_path / "run")
+    assert sorted(p.name for p in directory.iterdir() if "tmp" in p.name) == []

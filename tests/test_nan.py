@@ -10,6 +10,7 @@ from alexnet_jax import checkpoint
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.workdir import begin
 from tests import runs
 
 
@@ -59,6 +60,20 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     assert checkpoint.load(tmp_path / "rewound")[2]["rewinds"] == 1
     (tmp_path / "rewound" / "result.json").unlink()
     assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
+
+
+def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits, tmp_path):
+    config.rewind_divisor = 4.0
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        state, run = begin(config, tmp_path, digits, checkpoints, rewinds=1)
+        assert (float(state.plateau.scale), run["rewinds"]) == (0.25, 1)
+        checkpoints.save(3, dataclasses.replace(state, step=jnp.int32(3)), run)
+        checkpoints.wait()
+        for rewinds, scale in ((0, 0.25), (1, 0.25), (2, 1 / 16), (3, 1 / 64)):
+            state, run = begin(config, tmp_path, digits, checkpoints, rewinds)
+            assert int(state.step) == 3
+            assert float(state.plateau.scale) == scale
+            assert run["rewinds"] == max(rewinds, 1)
 
 
 def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
