@@ -95,15 +95,22 @@ class Checkpoints:
         self._quiet.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
         try:
             with self._writing():
                 self._manager.close()
-        except InputError:
+        except InputError as of_close:
+            error = error or of_close
             if kind is None:  # else what went wrong first is what counts
                 raise
         finally:
-            self._quiet.__exit__(None, None, None)
+            del self._manager  # and what it knows of a failed save
+            if error is None:
+                self._quiet.__exit__(None, None, None)
+            else:  # threads of a failed save may speak up as long as the process lives
+                quiet.let_go(error)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import inspect
 import logging
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,3 +43,15 @@ def failures_of_orbax() -> Iterator[None]:
         for name, keep in filters.items():
             logging.getLogger(name).removeFilter(keep)
         sys.unraisablehook = unraisablehook
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames that `error` and what it came from have left, and collect what they held.
+
+    That is tasks whose failures would be told when `error` itself is forgotten.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
+    gc.collect()
