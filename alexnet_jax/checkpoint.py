@@ -31,6 +31,7 @@ from alexnet_jax.version import versions
 
 FORMAT = 3
 ASIDE = "damaged_checkpoints"
+DIVERGED = "diverged_checkpoints"
 
 
 class DamagedCheckpoint(InputError):
@@ -132,7 +133,7 @@ class Checkpoints:
         """
         for name, leaf in _named(state):
             if name.startswith(("params", "opt_state")) and not np.isfinite(leaf).all():
-                raise NotFinite(f"step {step}: {name} is not finite after the update")
+                raise NotFinite(f"step {step}: {name} is not finite after the update", since=step)
         if jax.process_index() != 0:
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -174,6 +175,22 @@ class Checkpoints:
         """Return the step of the newest checkpoint, or None."""
         self.wait()
         return processes.from_first(self._manager.latest_step())
+
+    def newest_before(self, step: int) -> int | None:
+        """Return the step of the newest checkpoint that is older than `step`, or None."""
+        self.wait()
+        older = (kept for kept in self._manager.all_steps() if kept < step)
+        return processes.from_first(max(older, default=None))
+
+    def set_diverged_aside(self, since: int) -> None:
+        """Move the checkpoints of step `since` and later, which led to NaN, out of the way."""
+        self.wait()
+        if jax.process_index() == 0:
+            for step in self._manager.all_steps():
+                if step >= since:
+                    self._move(step, self.path.parent / DIVERGED)
+            self._manager.reload()
+        processes.from_first(None)  # the others go on when it is done
 
     def best(self, *, of_all: bool = False) -> int | None:
         """Return the step with the lowest validation error; the newest if none was evaluated.
@@ -307,16 +324,19 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.path.parent / ASIDE
-        aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        if target.exists():
-            shutil.rmtree(target)
-        (self.path / str(step)).rename(target)
+        self._move(step, aside)
         print(
             f"warning: {self.path / str(step)} is damaged and now in {aside}"
             f" ({' '.join(reason.split())[:200]}); going on from the checkpoint before it",
             file=sys.stderr,
         )
+
+    def _move(self, step: int, folder: pathlib.Path) -> None:
+        folder.mkdir(exist_ok=True)
+        target = folder / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        (self.path / str(step)).rename(target)
 
 
 def _named(state: TrainState) -> Iterator[tuple[str, Any]]:

@@ -14,4 +14,12 @@ class InputError(ValueError):
 
 
 class NotFinite(InputError):
-    """A loss, a gradient or a parameter has become NaN or infinite."""
+    """A loss, a gradient or a parameter has become NaN or infinite.
+
+    `since` is the step whose update made the parameters that gave it. No learning rate mends what
+    comes of them, so a checkpoint of that step is not a good one.
+    """
+
+    def __init__(self, message: str, since: int) -> None:
+        super().__init__(message)
+        self.since = since

@@ -211,7 +211,8 @@ def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:
     if not all(map(math.isfinite, values.values())):
         named = ("loss", "gradient_norm", *(n for n, v in values.items() if not math.isfinite(v)))
         shown = [f"{name} is {values[name]:g}" for name in dict.fromkeys(named) if name in values]
-        raise NotFinite(f"step {step}, {what}: {', '.join(shown)}")
+        since = step - 1 if what == "training" else step
+        raise NotFinite(f"step {step}, {what}: {', '.join(shown)}", since)
 
 
 def _continue_lines(path: pathlib.Path, stays: Callable[[int, str], bool]) -> TextIO:

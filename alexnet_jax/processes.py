@@ -133,13 +133,19 @@ class _Processes:
         os._exit(code)
 
     def _aborted(self, _: int) -> None:
-        """End with a line where JAX aborts because it has lost another; else let it abort."""
+        """End with a line where JAX or gloo aborts for the loss of another; else let it abort."""
         lost = [other for other, ticks in self._silent.items() if ticks > SILENCE / 2]
         deaf = time.monotonic() - self._heard > TICK * SILENCE / 2
         if self._me != 0 and (deaf or not _listens(distributed.global_state.coordinator_address)):
             lost = [0]
         if lost:
             self._end(lost[0])
+        # Gloo may abort at once, where ranks of this process disagree on what failed.
+        self._until_one_is_silent()
+
+    def _until_one_is_silent(self) -> None:
+        """Give the watching thread the time to end the process where another has ended."""
+        self._thread.join(TICK * (SILENCE + 10))
 
     def from_first(self, value: T) -> T:
         """Return what process 0 gives as `value`, which is JSON."""
@@ -152,7 +158,7 @@ class _Processes:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process ends of `error`, unless one of them is the reason."""
         if _of_a_collective(error):
-            self._thread.join(TICK * (SILENCE + 10))  # it ends the process if one is silent
+            self._until_one_is_silent()
         self._leaving.set()
         asked = isinstance(error, KeyboardInterrupt)
         lines = str(error).splitlines() or [""]

@@ -169,21 +169,29 @@ def _rewind_or_stop(
     config: ConfigDict, error: NotFinite, rewinds: int, checkpoints: checkpoint.Checkpoints
 ) -> None:
     """Say how the run goes on after `error`, or raise it with what else the user needs to know."""
-    step = checkpoints.latest()
-    last_good = f"step {step} in {checkpoints.path}" if step else "none"
+    newest, good = checkpoints.latest(), checkpoints.newest_before(error.since)
+    diverged = newest != good
     if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
-        print(
-            f"{error}; rewind {rewinds} of at most {config.max_rewinds}: on from"
-            f" {f'step {step}' if step else 'the start'}, the learning rate divided by"
-            f" {config.rewind_divisor:g}",
-            file=sys.stderr,
-        )
+        moved = ""
+        if diverged:
+            checkpoints.set_diverged_aside(error.since)
+            moved = f" (step {newest}, which led to it, is now in {checkpoint.DIVERGED})"
+        if jax.process_index() == 0:
+            print(
+                f"{error}; rewind {rewinds} of at most {config.max_rewinds}: on from"
+                f" {f'step {good}' if good else 'the start'}{moved}, the learning rate divided by"
+                f" {config.rewind_divisor:g}",
+                file=sys.stderr,
+            )
         return
     tried = f" after {rewinds - 1} rewinds" if config.on_nan == "rewind" else ""
+    last_good = f"step {good} in {checkpoints.path}" if good else "none"
+    led_to_it = f" (step {newest} there led to it)" if diverged else ""
     raise NotFinite(
-        f"{error}{tried}; the last good checkpoint, which is kept: {last_good}; take a lower"
-        " config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
-        + (" and more --config.max_rewinds" if tried else "")
+        f"{error}{tried}; the last good checkpoint, which is kept: {last_good}{led_to_it}; take a"
+        " lower config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
+        + (" and more --config.max_rewinds" if tried else ""),
+        error.since,
     ) from error
 
 

@@ -15,19 +15,24 @@ from tests import runs
 
 
 def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(config, tmp_path):
-    config.learning_rate, config.num_steps, config.log_every_steps = 1e9, 20, 100
+    """Of step n, which the parameters of step n - 1 gave: good is a checkpoint before that."""
+    config.learning_rate, config.num_steps, config.log_every_steps = 1e4, 20, 100
     config.checkpoint_every_steps = 1
     message = (
         r"^step (\d+), training: loss is nan, gradient_norm is nan.*; the last good checkpoint,"
-        rf" which is kept: step (\d+) in {tmp_path}/checkpoints; take a lower config.learning_rate"
+        rf" which is kept: step \d+ in {tmp_path}/checkpoints \(step (\d+) there led to it\); take"
+        " a lower config.learning_rate"
     )
     with pytest.raises(NotFinite, match=message) as caught:
         train_and_evaluate(config, tmp_path)
     assert "\n" not in str(caught.value)
     _, state, _ = checkpoint.load(tmp_path, "latest")
     step = int(state.step)
+    assert caught.value.since == step
     assert f"step {step + 1}, training" in str(caught.value)
-    assert f"kept: step {step} in" in str(caught.value)
+    assert f"kept: step {step - 1} in" in str(caught.value)
+    assert f"(step {step} there" in str(caught.value)
+    assert (tmp_path / "checkpoints" / str(step - 1)).is_dir()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -62,6 +67,28 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
 
 
+def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
+    """The same parameters would give the same loss, whatever the learning rate."""
+    config.num_steps, config.checkpoint_every_steps = 6, 1
+    config.learning_rate, config.on_nan, config.rewind_divisor = 1e4, "rewind", 1e9
+    result = train_and_evaluate(config, tmp_path)
+    assert (result["step"], result["rewinds"]) == (6, 2)  # the first one is not enough
+    [aside] = [int(path.name) for path in (tmp_path / "diverged_checkpoints").iterdir()]
+    good = aside - 1
+    assert good >= 1
+    said = capsys.readouterr().err
+    assert f"step {aside + 1}, training: loss is nan" in said
+    for rewind in (1, 2):
+        assert (
+            f"rewind {rewind} of at most 3: on from step {good} (step {aside}, which led to it, is"
+            " now in diverged_checkpoints), the learning rate divided by 1e+09"
+        ) in said
+    lines = runs.metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates == pytest.approx([1e4] * good + [1e-14] * (6 - good), rel=1e-5)
+
+
 def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits, tmp_path):
     config.rewind_divisor = 4.0
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -79,7 +106,7 @@ def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits
 def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
     config.num_steps, config.checkpoint_every_steps = 20, 1
     config.learning_rate, config.on_nan, config.max_rewinds = 1e9, "rewind", 2
-    with pytest.raises(NotFinite, match=r"after 2 rewinds; .*step \d+ in .*more --config.max_rew"):
+    with pytest.raises(NotFinite, match=r"after 2 rewinds; .*kept: none .*more --config.max_rew"):
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().err
     assert said.count("rewind 1 of at most 2") == said.count("rewind 2 of at most 2") == 1

@@ -88,11 +88,11 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
 def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_dir):
     command = [
         f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=120",
+        "--config.num_steps=60",
         "--config.checkpoint_every_steps=5",
     ]
     workdir = tmp_path / "killed"
-    for killed, steps in ((1, 15), (0, 45)):
+    for killed, steps in ((1, 12), (0, 28)):
         processes = start_two(*command, f"--workdir={workdir}")
         wait_for(workdir, steps)
         processes[killed].kill()

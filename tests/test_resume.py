@@ -26,10 +26,11 @@ COMMAND = (
     "--config.augment.flip=True",
     "--config.dataset.name=folder",
 )
-LAYOUTS = {
-    "pmap on 2": (2, ()),
-    "pmap on 8": (8, ()),
-    "split over 2": (2, ("--config.model.groups=2", "--config.parallel=split")),
+SPLIT = ("--config.model.groups=2", "--config.parallel=split")
+LAYOUTS = {  # devices, arguments, signals: one is a stop, a second one ends the process at once
+    "pmap on 2": (2, (), (signal.SIGTERM,)),
+    "pmap on 8": (8, (), (signal.SIGTERM, signal.SIGINT)),
+    "split over 2": (2, SPLIT, (signal.SIGINT,)),
 }
 
 
@@ -58,29 +59,36 @@ def _assert_same(straight, other):
     assert {step for step, tag in shown if tag == "val/loss"} == {4, 8, 12}
 
 
-def _signal_at(step, number, command, workdir, devices):
-    """Run `command`, send it signal `number` when it has taken `step`, return code and stderr."""
+def _signal_at(step, numbers, command, workdir, devices):
+    """Run `command`, send it signals when it has taken `step`, return code and stderr."""
     process = runs.start(*command, devices=devices)
     lines = workdir / "metrics.jsonl"
     while process.poll() is None:
         if lines.exists() and f'"step": {step},' in lines.read_text():
-            process.send_signal(number)
+            for number in numbers:
+                process.send_signal(number)
             break
         time.sleep(0.005)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=30)
     return process.returncode, err
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_stops_change_nothing(tmp_path, command, layout):
-    devices, arguments = LAYOUTS[layout]
+    devices, arguments, signals = LAYOUTS[layout]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     done = runs.run(*command, *arguments, f"--workdir={straight}", devices=devices)
     assert done.returncode == 0, done.stderr
     command = (*command, *arguments, f"--workdir={stopped}")
-    code, err = _signal_at(6, signal.SIGTERM, command, stopped, devices)
-    assert code == 0, err
-    assert err.splitlines()[-1].endswith("of 12; the same command continues"), err
+    code, err = _signal_at(6, signals, command, stopped, devices)
+    last = err.splitlines()[-1]
+    if len(signals) == 1:
+        assert code == 0, err
+        assert last.endswith("of 12; the same command continues"), err
+    else:
+        assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT), err
+        assert last == "stopped at once; the same command goes on from the last save"
+    assert not (stopped / "result.json").exists()
     done = runs.run(*command, devices=devices)
     assert done.returncode == 0, done.stderr
     _assert_same(straight, stopped)

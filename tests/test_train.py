@@ -249,56 +249,19 @@ def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits
         assert same == (epoch == 2)
 
 
-def test_a_continued_run_ends_as_an_uninterrupted_one(config, tmp_path):
-    config.num_steps = 8
-    config.checkpoint_every_steps = 3
-    straight = train_and_evaluate(config, tmp_path / "straight")
-
-    class Stop(Exception):
-        pass
-
-    # Stopped after step 5, when the checkpoint of step 3 is the last.
-    train_batches = data.train_batches
-
-    def five(*args, start_step=0, **kwargs):
-        for step, batch in enumerate(
-            train_batches(*args, start_step=start_step, **kwargs), start_step
-        ):
-            if step == 5 and start_step == 0:
-                raise Stop
-            yield batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "train_batches", five)
-        with pytest.raises(Stop):
-            train_and_evaluate(config, tmp_path / "stopped")
-        continued = train_and_evaluate(config, tmp_path / "stopped")
-
-    first, second = (
-        checkpoint.load(tmp_path / name, "latest")[1] for name in ("straight", "stopped")
-    )
-    assert int(first.step) == 8
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    for split in ("train", "val"):
-        lines = [runs.metrics(tmp_path / name, split) for name in ("straight", "stopped")]
-        for line in lines[0] + lines[1]:
-            del line["images_per_second"]
-        assert lines[0] == lines[1]
-    assert [line["step"] for line in runs.metrics(tmp_path / "stopped")] == list(range(1, 9))
-    assert {k: v for k, v in straight.items() if k != "seconds"} == {
-        k: v for k, v in continued.items() if k != "seconds"
-    }
-    # A finished run answers with its result, and may be made longer but not shorter.
-    run = tmp_path / "stopped"
-    assert train_and_evaluate(config, run) == continued
-    (run / "result.json").write_text('{"step": 8}')  # damaged: made anew
-    assert train_and_evaluate(config, run)["ten_crop_top1_error"] == straight["ten_crop_top1_error"]
-    config.num_steps = 9
-    assert train_and_evaluate(config, run)["step"] == 9
-    config.num_steps = 8
-    with pytest.raises(InputError, match="at step 9 already, beyond the 8"):
-        train_and_evaluate(config, run)
-    assert json.loads((run / "config.json").read_text())["num_steps"] == 9
+def test_a_finished_run_answers_with_its_result_and_may_be_made_longer(config, tmp_path):
+    config.num_steps = 2
+    finished = train_and_evaluate(config, tmp_path)
+    assert train_and_evaluate(config, tmp_path) == finished
+    (tmp_path / "result.json").write_text('{"step": 2}')  # damaged: made anew
+    again = train_and_evaluate(config, tmp_path)
+    assert again["ten_crop_top1_error"] == finished["ten_crop_top1_error"]
+    config.num_steps = 3
+    assert train_and_evaluate(config, tmp_path)["step"] == 3
+    config.num_steps = 2  # not shorter
+    with pytest.raises(InputError, match="at step 3 already, beyond the 2"):
+        train_and_evaluate(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 3
 
 
 def _stop_in_evaluation(number):
@@ -312,25 +275,29 @@ def _stop_in_evaluation(number):
     return evaluate_and_stop
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])  # after an epoch, after the last step, ten crops
-def test_a_stop_in_an_evaluation_loses_nothing(config, tmp_path, number):
+def test_a_stop_in_an_evaluation_loses_nothing(config, tmp_path):
     config.batch_size, config.num_steps = 360, 6
     config.eval_every_epochs = 1  # an epoch ends with step 4
     straight = train_and_evaluate(config, tmp_path / "straight")
+    for number, when in enumerate(("after an epoch", "after the last step", "ten crops")):
+        _stop_and_compare(config, tmp_path / "straight", straight, tmp_path / when, number)
+
+
+def _stop_and_compare(config, straight_run, straight, stopped, number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "evaluate", _stop_in_evaluation(number))
-        assert train_and_evaluate(config, tmp_path / "stopped") is None
-    assert not (tmp_path / "stopped" / "result.json").exists()
-    continued = train_and_evaluate(config, tmp_path / "stopped")
+        assert train_and_evaluate(config, stopped) is None
+    assert not (stopped / "result.json").exists()
+    continued = train_and_evaluate(config, stopped)
     assert {k: straight[k] for k in straight.keys() - {"seconds"}} == {
         k: continued[k] for k in continued.keys() - {"seconds"}
     }
-    first, second = (checkpoint.load(tmp_path / name, "latest") for name in ("straight", "stopped"))
+    first, second = (checkpoint.load(name, "latest") for name in (straight_run, stopped))
     jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
     assert second[2]["validation"] is not None or number == 0
-    steps = [line["step"] for line in runs.metrics(tmp_path / "stopped", "val")]
+    steps = [line["step"] for line in runs.metrics(stopped, "val")]
     assert steps == [4, 6]
-    assert [line["step"] for line in runs.metrics(tmp_path / "stopped")] == list(range(1, 7))
+    assert [line["step"] for line in runs.metrics(stopped)] == list(range(1, 7))
 
 
 def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tmp_path):
