@@ -7,6 +7,7 @@ flipped bit would go unnoticed.
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 import shutil
@@ -92,6 +93,7 @@ class Checkpoints:
             logging.set_verbosity(verbosity)
 
     def __enter__(self) -> Self:
+        self._save_failed = False
         self._quiet = quiet.failures_of_orbax()
         self._quiet.__enter__()
         return self
@@ -108,16 +110,17 @@ class Checkpoints:
                 raise
         finally:
             del self._manager  # and what it knows of a failed save
-            if error is None:
+            if self._save_failed:  # threads of it may speak up as long as the process lives
+                quiet.for_good(self._quiet, error)
+            else:
                 self._quiet.__exit__(None, None, None)
-            else:  # threads of a failed save may speak up as long as the process lives
-                quiet.let_go(error)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # tensorstore has an exception of its own for each back end
+            self._save_failed = True
             words = getattr(error, "strerror", None) or str(error)
             reason = " ".join(words.split())[-100:].rpartition(": ")[2]  # the innermost
             raise InputError(
@@ -302,13 +305,16 @@ class Checkpoints:
         return newest
 
     def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        set_aside = False
         while (step := self._manager.latest_step()) is not None:
             try:
                 return self.restore(step, abstract)
             except DamagedCheckpoint as error:
+                set_aside = True
                 self._set_aside(step, str(error.__cause__))
                 self._manager.reload()
-        if (self.path.parent / ASIDE).exists():
+        damaged, diverged = (self.path.parent / folder for folder in (ASIDE, DIVERGED))
+        if set_aside or (damaged.exists() and not diverged.exists()):
             raise InputError(f"{self.path}: every checkpoint is damaged; take another --workdir")
         return None
 
@@ -333,9 +339,8 @@ class Checkpoints:
 
     def _move(self, step: int, folder: pathlib.Path) -> None:
         folder.mkdir(exist_ok=True)
-        target = folder / str(step)
-        if target.exists():
-            shutil.rmtree(target)
+        names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(1)))
+        target = next(path for name in names if not (path := folder / name).exists())
         (self.path / str(step)).rename(target)
 
 

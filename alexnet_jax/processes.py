@@ -60,6 +60,7 @@ class _Processes:
         self._silent = dict.fromkeys(set(range(self._number)) - {self._me}, 0)
         self._leaving = threading.Event()
         self._ending = threading.Lock()
+        self._aborting = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         # JAX aborts a process that loses process 0, and asks nobody. abort(3) calls this first.
@@ -73,7 +74,8 @@ class _Processes:
         beats: dict[str, str] = {}
         for beat in itertools.count():
             try:
-                self._say("beat", str(beat))
+                if not self._aborting:
+                    self._say("beat", str(beat))
                 if self.stop is not None and self.stop.requested:
                     self._say("stop", "")
                 said = dict(self._client.key_value_dir_get(_ROOT))
@@ -112,6 +114,8 @@ class _Processes:
 
     def poll(self) -> bool:
         """Return whether all processes stop here."""
+        if self._aborting:
+            self._until_one_is_silent()  # and go no further
         with self._polling:
             self._polls += 1
             return self._polls >= self._stop_at
@@ -141,11 +145,13 @@ class _Processes:
         if lost:
             self._end(lost[0])
         # Gloo may abort at once, where ranks of this process disagree on what failed.
+        self._aborting = True
         self._until_one_is_silent()
 
     def _until_one_is_silent(self) -> None:
         """Give the watching thread the time to end the process where another has ended."""
-        self._thread.join(TICK * (SILENCE + 10))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(TICK * (SILENCE + 10))
 
     def from_first(self, value: T) -> T:
         """Return what process 0 gives as `value`, which is JSON."""
@@ -169,6 +175,8 @@ class _Processes:
 
     def meet(self) -> None:
         """Return when all processes have called this."""
+        if self._aborting:
+            self._until_one_is_silent()
         self._client.wait_at_barrier(f"{_ROOT}{next(self._met)}", _FOR_EVER)
 
     def part(self) -> None:

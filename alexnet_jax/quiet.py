@@ -45,13 +45,17 @@ def failures_of_orbax() -> Iterator[None]:
         sys.unraisablehook = unraisablehook
 
 
-def let_go(error: BaseException) -> None:
-    """Empty the frames that `error` and what it came from have left, and collect what they held.
+def for_good(context: contextlib.AbstractContextManager, error: BaseException | None) -> None:
+    """Stay in `context`, of failures_of_orbax, as long as the process lives.
 
-    That is tasks whose failures would be told when `error` itself is forgotten.
+    The frames that `error` and what it came from have left are emptied, and what they held is
+    collected: tasks whose failures would be told when `error` itself is forgotten.
     """
-    chain: BaseException | None = error
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain = chain.__cause__ or chain.__context__
+    _for_good.append(context)
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
     gc.collect()
+
+
+_for_good: list[contextlib.AbstractContextManager] = []

@@ -149,7 +149,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
     with lock, StopRequest() as here, checkpoint.Checkpoints(workdir) as checkpoints:
         stop = processes.together(here)
-        rewinds = 0
+        rewinds = processes.from_first(workdir_lib.rewinds(workdir))
         while True:
             state, run = workdir_lib.begin(config, workdir, dataset, checkpoints, rewinds)
             if primary:
@@ -159,30 +159,31 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
                 break
             except NotFinite as error:
                 rewinds = run["rewinds"] + 1
-                _rewind_or_stop(config, error, rewinds, checkpoints)
+                _rewind_or_stop(config, workdir, error, rewinds, checkpoints)
         if primary and result is not None:
             config_lib.write_json(result, workdir / "result.json")
     return result
 
 
 def _rewind_or_stop(
-    config: ConfigDict, error: NotFinite, rewinds: int, checkpoints: checkpoint.Checkpoints
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    error: NotFinite,
+    rewinds: int,
+    checkpoints: checkpoint.Checkpoints,
 ) -> None:
-    """Say how the run goes on after `error`, or raise it with what else the user needs to know."""
+    """Make ready to go on after `error`, or raise it with what else the user needs to know."""
     newest, good = checkpoints.latest(), checkpoints.newest_before(error.since)
     diverged = newest != good
     if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
-        moved = ""
+        primary, moved = jax.process_index() == 0, ""
+        if primary:  # before anything changes that knows how often it has been
+            workdir_lib.note_rewinds(workdir, rewinds)
         if diverged:
             checkpoints.set_diverged_aside(error.since)
-            moved = f" (step {newest}, which led to it, is now in {checkpoint.DIVERGED})"
-        if jax.process_index() == 0:
-            print(
-                f"{error}; rewind {rewinds} of at most {config.max_rewinds}: on from"
-                f" {f'step {good}' if good else 'the start'}{moved}, the learning rate divided by"
-                f" {config.rewind_divisor:g}",
-                file=sys.stderr,
-            )
+            moved = f"; step {newest}, which led to it, is now in {checkpoint.DIVERGED}"
+        if primary:
+            print(f"{error}; rewind {rewinds} of {config.max_rewinds}{moved}", file=sys.stderr)
         return
     tried = f" after {rewinds - 1} rewinds" if config.on_nan == "rewind" else ""
     last_good = f"step {good} in {checkpoints.path}" if good else "none"

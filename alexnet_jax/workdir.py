@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import checkpoint, data
@@ -21,6 +22,7 @@ from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
+REWINDS = "rewinds.json"  # how often the run has been rewound; not there if never
 # Beside `step`, what result.json holds.
 RESULT = (
     "epoch",
@@ -63,8 +65,28 @@ def begin(
         run = saved | {"config": run["config"]}
     divisor = config.rewind_divisor ** max(0, rewinds - run["rewinds"])
     plateau = state.plateau._replace(scale=state.plateau.scale / divisor)
+    if rewinds > run["rewinds"] and jax.process_index() == 0:
+        on_from = f"step {int(state.step)}" if restored else "the start"
+        print(f"rewound: on from {on_from}, learning rate divided by {divisor:g}", file=sys.stderr)
     run["rewinds"] = max(rewinds, run["rewinds"])
     return dataclasses.replace(state, plateau=plateau), run
+
+
+def rewinds(workdir: pathlib.Path) -> int:
+    """Return how often the run in `workdir` has been rewound.
+
+    Its checkpoints know of it as well, but not before the next one, and they may be set aside.
+    """
+    path = workdir / REWINDS
+    try:
+        return int(json.loads(path.read_text())) if path.exists() else 0
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path} is not the number of rewinds ({error}); correct it") from error
+
+
+def note_rewinds(workdir: pathlib.Path, number: int) -> None:
+    """Let `rewinds` return `number`, also after a crash."""
+    config_lib.write_json(number, workdir / REWINDS)
 
 
 def _refuse_another_run(

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from alexnet_jax import checkpoint
-from alexnet_jax.errors import NotFinite
+from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
-from alexnet_jax.workdir import begin
+from alexnet_jax.workdir import begin, note_rewinds, rewinds
 from tests import runs
 
 
@@ -54,9 +54,9 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     config.learning_rate, config.on_nan, config.rewind_divisor = 1e7, "rewind", 1e9
     result = train_and_evaluate(config, tmp_path / "rewound")
     assert result["rewinds"] == 1
-    assert (
-        "rewind 1 of at most 3: on from the start, the learning rate div" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "; rewind 1 of 3\n" in said
+    assert "rewound: on from the start, learning rate divided by 1e+09\n" in said
     good, rewound = (runs.metrics(tmp_path / name) for name in ("good", "rewound"))
     assert [line["step"] for line in rewound] == list(range(1, 7))
     assert [x["loss"] for x in rewound] == pytest.approx([x["loss"] for x in good], rel=1e-4)
@@ -73,20 +73,40 @@ def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, cap
     config.learning_rate, config.on_nan, config.rewind_divisor = 1e4, "rewind", 1e9
     result = train_and_evaluate(config, tmp_path)
     assert (result["step"], result["rewinds"]) == (6, 2)  # the first one is not enough
-    [aside] = [int(path.name) for path in (tmp_path / "diverged_checkpoints").iterdir()]
-    good = aside - 1
+    first, second = sorted(path.name for path in (tmp_path / "diverged_checkpoints").iterdir())
+    assert second == f"{first}.1"  # none is overwritten
+    aside, good = int(first), int(first) - 1
     assert good >= 1
     said = capsys.readouterr().err
     assert f"step {aside + 1}, training: loss is nan" in said
-    for rewind in (1, 2):
-        assert (
-            f"rewind {rewind} of at most 3: on from step {good} (step {aside}, which led to it, is"
-            " now in diverged_checkpoints), the learning rate divided by 1e+09"
-        ) in said
+    which = f"step {aside}, which led to it, is now in diverged_checkpoints"
+    for rewind, divisor in ((1, "1e+09"), (2, "1e+18")):
+        assert f"rewind {rewind} of 3; {which}\n" in said
+        assert f"rewound: on from step {good}, learning rate divided by {divisor}\n" in said
     lines = runs.metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     rates = [line["learning_rate"] for line in lines]
     assert rates == pytest.approx([1e4] * good + [1e-14] * (6 - good), rel=1e-5)
+
+
+def test_a_rewind_that_is_cut_off_is_known_to_the_next_start(config, digits, tmp_path, capsys):
+    """Its only checkpoint is set aside, and one before had been damaged; then the power goes."""
+    config.rewind_divisor = 4.0
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        state, run = begin(config, tmp_path, digits, checkpoints)
+        checkpoints.save(3, dataclasses.replace(state, step=jnp.int32(3)), run)
+        (tmp_path / "damaged_checkpoints").mkdir()
+        note_rewinds(tmp_path, 2)
+        checkpoints.set_diverged_aside(since=3)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        state, run = begin(config, tmp_path, digits, checkpoints, rewinds(tmp_path))
+    assert int(state.step) == 0
+    assert float(state.plateau.scale) == 1 / 16
+    assert run["rewinds"] == 2
+    assert capsys.readouterr().err == "rewound: on from the start, learning rate divided by 16\n"
+    (tmp_path / "rewinds.json").write_text("two")
+    with pytest.raises(InputError, match="rewinds.json is not the number of rewinds .*correct it"):
+        train_and_evaluate(config, tmp_path)
 
 
 def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits, tmp_path):
@@ -109,7 +129,7 @@ def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
     with pytest.raises(NotFinite, match=r"after 2 rewinds; .*kept: none .*more --config.max_rew"):
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().err
-    assert said.count("rewind 1 of at most 2") == said.count("rewind 2 of at most 2") == 1
+    assert said.count("rewind 1 of 2;") == said.count("rewind 2 of 2;") == 1
     assert "rewind 3" not in said
     assert not (tmp_path / "result.json").exists()
 

@@ -88,7 +88,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
 def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_dir):
     command = [
         f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=60",
+        "--config.num_steps=120",
         "--config.checkpoint_every_steps=5",
     ]
     workdir = tmp_path / "killed"
@@ -146,6 +146,21 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, data_dir):
     last = [ended(process, 0)[-1] for process in processes]
     assert last == [stopped.format(step + 2, step + 2)] * 2
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_rewind_is_one_of_both(tmp_path, data_dir):
+    command = [f"--config.dataset.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    command += ["--config.num_steps=4", "--config.checkpoint_every_steps=1"]
+    command += ["--config.learning_rate=1e4", "--config.on_nan=rewind"]
+    command += ["--config.rewind_divisor=1e9"]
+    said = [ended(process, 0) for process in start_two(*command)]
+    for what in (
+        "; rewind 1 of 3; step 2, which led to it, is now in",
+        "rewound: on from step 1, learning rate divided by 1e+09",
+    ):
+        assert [sum(what in line for line in lines) for lines in said] == [1, 0]
+    assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3, 4]
+    assert checkpoint.load(tmp_path, "latest")[2]["rewinds"] >= 1
 
 
 def test_an_error_of_one_process_ends_the_other(tmp_path, data_dir):

@@ -69,7 +69,10 @@ def _signal_at(step, numbers, command, workdir, devices):
                 process.send_signal(number)
             break
         time.sleep(0.005)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     return process.returncode, err
 
 

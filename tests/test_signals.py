@@ -106,6 +106,7 @@ def test_a_stop_exits_with_0_and_says_so_in_one_line(
     )
     if says is None:
         while "jaxlib" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         process.terminate()
         _, err = process.communicate(timeout=60)

@@ -1,0 +1,398 @@
+"""The time of a training step, beside PyTorch's and that of the same network as Flax makes it.
+
+    python experiments/benchmarks/step.py --torch_python=TORCH/bin/python \
+      --out=experiments/results/step_cpu
+
+TORCH is an environment of its own with `pip install torch==2.13.0 numpy`; without it the two rows
+of PyTorch are left out. One column of the paper's network at 227 px, with normalisation and
+dropout; forward, backward and the update of SGD with momentum and weight decay, on one batch that
+lies in memory:
+
+* ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd.
+* naive: the same parameters and formulas with nn.Conv, nn.max_pool, and a normalisation of
+  lax.reduce_window and autodiff.
+* torch, torch_compile: torch.nn, channels_last, eager and compiled.
+
+Each is a process of its own that takes a step when it is told to, so that all take turns, in an
+order that is drawn anew each round: what else the machine does falls on all of them. Before that
+each gives loss and gradients with dropout off, from the same parameters, which are compared.
+
+Writes OUT.json: of each batch size medians and quartiles in seconds, the ratios of the medians to
+ours, temporaries of the compiled step by the compiler's count, largest relative differences of
+gradients, and two numbers to judge them by: the operations of a step (multiplications and
+additions of all layers, forward and both gradients, without conv1's input gradient), and the rate
+of a large matrix product on this machine in the same run.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEERS = ("ours", "naive", "torch", "torch_compile")
+SIDE, CLASSES = 227, 1000
+FEATURES, KERNELS, STRIDES = (96, 256, 384, 384, 256), (11, 5, 3, 3, 3), (4, 1, 1, 1, 1)
+PADDING, HIDDEN = (0, 2, 1, 1, 1), (4096, 4096)
+NORMALISED, POOLED = (0, 1), (0, 1, 4)  # convolutions that are followed by LRN, by pooling
+K, N, ALPHA, BETA = 2.0, 5, 1e-4, 0.75
+RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+
+
+def operations() -> float:
+    """Return the floating-point operations of a training step on one picture."""
+    side, channels, total = SIDE, 3, 0.0
+    for i, width in enumerate(FEATURES):
+        side = (side + 2 * PADDING[i] - KERNELS[i]) // STRIDES[i] + 1
+        forward = 2.0 * side * side * width * KERNELS[i] ** 2 * channels
+        total += forward * (2 if i == 0 else 3)  # pictures need no gradient
+        channels = width
+        if i in POOLED:
+            side = (side - 3) // 2 + 1
+    inputs = side * side * channels
+    for width in (*HIDDEN, CLASSES):
+        total += 3 * 2.0 * inputs * width
+        inputs = width
+    return total
+
+
+def parameters(seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the parameters all begin with: kernels HWIO or in x out, of the scale of He et al."""
+    rng = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for i, width in enumerate(FEATURES):
+        shapes[f"conv{i + 1}"] = (KERNELS[i], KERNELS[i], channels, width)
+        channels = width
+    inputs = 6 * 6 * channels
+    for i, width in enumerate((*HIDDEN, CLASSES), start=6):
+        shapes[f"fc{i}"] = (inputs, width)
+        inputs = width
+    made = {}
+    for name, shape in shapes.items():
+        std = np.float32((2 / np.prod(shape[:-1])) ** 0.5)
+        made[f"{name}.kernel"] = rng.standard_normal(shape, np.float32) * std
+        made[f"{name}.bias"] = np.zeros(shape[-1], np.float32)
+    return made
+
+
+def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures (size, 227, 227, 3) of noise and their labels."""
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((size, SIDE, SIDE, 3), np.float32)
+    return images, rng.integers(0, CLASSES, size)
+
+
+def jax_peer(naive: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]]:
+    """Return a step, loss and gradients without dropout, and what the compiler counts."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from alexnet_jax import AlexNet
+    from alexnet_jax.optim import momentum_sgd
+
+    make = _naive_network() if naive else AlexNet
+    images, labels = map(jnp.asarray, batch(size))
+    named = parameters()
+    layers = {name.partition(".")[0] for name in named}
+    params = {
+        layer: {part: jnp.asarray(named[f"{layer}.{part}"]) for part in ("kernel", "bias")}
+        for layer in layers
+    }
+    if naive:
+        optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
+    else:
+        optimizer = momentum_sgd(RATE, momentum=MOMENTUM, weight_decay=DECAY)
+
+    def loss(params: Any, images: Any, labels: Any, key: Any, dropout: float) -> jax.Array:
+        logits: Any = make(dropout=dropout).apply(
+            {"params": params}, images, train=True, rngs={"dropout": key}
+        )
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(state: Any, images: Any, labels: Any) -> tuple[Any, jax.Array]:
+        params, opt_state, number = state
+        key = jax.random.fold_in(jax.random.key(0), number)
+        value, gradient = jax.value_and_grad(loss)(params, images, labels, key, 0.5)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, number + 1), value
+
+    def check() -> dict[str, np.ndarray]:
+        function = jax.jit(jax.value_and_grad(loss), static_argnums=4)
+        value, gradient = function(params, images, labels, jax.random.key(0), 0.0)
+        found = {
+            f"{layer}.{part}": gradient[layer][part] for layer in params for part in params[layer]
+        }
+        return {"loss": np.asarray(value)} | {name: np.asarray(g) for name, g in found.items()}
+
+    checked = check()
+    state = (params, optimizer.init(params), jnp.int32(0))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    counted: Any = compiled.memory_analysis()
+    held = [state]
+
+    def take() -> float:
+        begun = time.perf_counter()
+        held[0], value = compiled(held[0], images, labels)
+        float(value)
+        return time.perf_counter() - begun
+
+    return take, lambda: checked, {"temporaries_mb": counted.temp_size_in_bytes / 1e6}
+
+
+def _naive_network() -> Any:
+    import flax.linen as nn
+    import jax.numpy as jnp
+    from jax import lax
+
+    class Naive(nn.Module):
+        dropout: float = 0.5
+
+        @nn.compact
+        def __call__(self, x: Any, train: bool) -> Any:
+            for i, width in enumerate(FEATURES):
+                padding = [(PADDING[i], PADDING[i])] * 2
+                kernel, stride = (KERNELS[i],) * 2, STRIDES[i]
+                x = nn.relu(nn.Conv(width, kernel, stride, padding, name=f"conv{i + 1}")(x))
+                if i in NORMALISED:
+                    window = [(0, 0)] * 3 + [(N // 2, N // 2)]
+                    squares = lax.reduce_window(
+                        x * x, 0.0, lax.add, (1, 1, 1, N), (1, 1, 1, 1), window
+                    )
+                    x = x / (K + ALPHA * squares) ** BETA
+                if i in POOLED:
+                    x = nn.max_pool(x, (3, 3), (2, 2))
+            x = x.reshape(x.shape[0], -1)
+            for i, width in enumerate(HIDDEN, start=6):
+                x = nn.relu(nn.Dense(width, name=f"fc{i}")(x))
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            return jnp.asarray(nn.Dense(CLASSES, name="fc8")(x))
+
+    return Naive
+
+
+def torch_peer(compiled: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]]:
+    """Return the same of PyTorch."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    layers: list[Any] = []
+    channels = 3
+    for i, width in enumerate(FEATURES):
+        layers += [nn.Conv2d(channels, width, KERNELS[i], STRIDES[i], PADDING[i]), nn.ReLU()]
+        channels = width
+        if i in NORMALISED:  # which divides alpha by the size of the window
+            layers.append(nn.LocalResponseNorm(N, ALPHA * N, BETA, K))
+        if i in POOLED:
+            layers.append(nn.MaxPool2d(3, 2))
+    layers.append(nn.Flatten())
+    inputs = 6 * 6 * channels
+    for width in HIDDEN:
+        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.5)]
+        inputs = width
+    layers.append(nn.Linear(inputs, CLASSES))
+    network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    with_weights = [x for x in network if hasattr(x, "weight")]
+    names = [f"conv{i}" for i in range(1, 6)] + [f"fc{i}" for i in range(6, 9)]
+    named = parameters()
+    with torch.no_grad():
+        for name, layer in zip(names, with_weights, strict=True):
+            layer.weight.copy_(torch.from_numpy(_to_torch(name, named[f"{name}.kernel"])))
+            layer.bias.copy_(torch.from_numpy(named[f"{name}.bias"]))
+
+    images, labels = batch(size)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels_last as it lies
+    y = torch.from_numpy(labels)
+    criterion = nn.CrossEntropyLoss()
+    network.eval()
+    value = criterion(network(x), y)
+    value.backward()
+    checked = {"loss": value.detach().numpy()}
+    for name, layer in zip(names, with_weights, strict=True):
+        checked[f"{name}.kernel"] = _from_torch(name, layer.weight.grad.numpy())
+        checked[f"{name}.bias"] = layer.bias.grad.numpy().copy()
+
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+
+    def forward_and_loss(x: Any, y: Any) -> Any:
+        return criterion(network(x), y)
+
+    forward = torch.compile(forward_and_loss) if compiled else forward_and_loss
+
+    def take() -> float:
+        begun = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        value = forward(x, y)
+        value.backward()
+        optimizer.step()
+        value.item()
+        return time.perf_counter() - begun
+
+    return take, lambda: checked, {}
+
+
+def _to_torch(name: str, kernel: np.ndarray) -> np.ndarray:
+    if name.startswith("conv"):
+        return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+    if name == "fc6":  # PyTorch flattens channels first
+        kernel = kernel.reshape(6, 6, FEATURES[-1], -1).transpose(2, 0, 1, 3)
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+    return np.ascontiguousarray(kernel.T)
+
+
+def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
+    if name.startswith("conv"):
+        return np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
+    kernel = weight.T
+    if name == "fc6":
+        kernel = kernel.reshape(FEATURES[-1], 6, 6, -1).transpose(1, 2, 0, 3)
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+    return np.ascontiguousarray(kernel)
+
+
+def _serve(peer: str, size: int, gradients: pathlib.Path) -> None:
+    """Be a peer: check, then take as many steps as each line on stdin says."""
+    made = torch_peer(peer == "torch_compile", size) if "torch" in peer else None
+    take, check, counted = made or jax_peer(peer == "naive", size)
+    np.savez(gradients, **check())
+    for _ in range(2):  # compiles, and warms up
+        take()
+    print(json.dumps(counted), flush=True)
+    for line in sys.stdin:
+        print(json.dumps([take() for _ in range(int(line))]), flush=True)
+
+
+def _product_rate(side: int = 4096) -> float:
+    """Return the operations a second of a matrix product of NumPy's, the best of five."""
+    a = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begun)
+    return 2.0 * side**3 / min(times)
+
+
+def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict[str, Any]:
+    """Return what the peers' turns gave with batches of `size`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        peers, counted, gradients = {}, {}, {}
+        for name, python in pythons.items():
+            saved = pathlib.Path(scratch) / f"{name}.npz"
+            command = [
+                python,
+                __file__,
+                f"--serve={name}",
+                f"--batch={size}",
+                f"--gradients={saved}",
+            ]
+            peers[name] = subprocess.Popen(
+                command,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+            counted[name] = json.loads(_line(peers[name]))  # one compiles at a time
+            with np.load(saved) as file:
+                gradients[name] = dict(file)
+        times: dict[str, list[float]] = {name: [] for name in peers}
+        order = list(peers)
+        for _ in range(rounds):
+            random.shuffle(order)
+            for name in order:
+                stdin = peers[name].stdin
+                assert stdin is not None
+                print(steps, file=stdin, flush=True)
+                times[name] += json.loads(_line(peers[name]))
+        for process in peers.values():
+            process.communicate()
+    ours = statistics.median(times["ours"])
+    rows = {}
+    for name, of_peer in times.items():
+        low, median, high = statistics.quantiles(of_peer, n=4)
+        rows[name] = {
+            "seconds": [round(x, 4) for x in (low, median, high)],
+            "ratio_to_ours": round(median / ours, 3),
+            "operations_per_second": operations() * size / median,
+            "largest_difference": _largest_difference(gradients[name], gradients["ours"]),
+            **counted[name],
+        }
+    return rows
+
+
+def _line(process: subprocess.Popen) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("a peer has ended: see above")
+    return line
+
+
+def _largest_difference(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """Return the largest difference of loss and gradients, each relative to its largest number."""
+    return max(
+        float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max())
+        for name in wanted
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--torch_python", help="Python of an environment with PyTorch")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=1, help="in one turn")
+    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--serve", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--gradients", type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        _serve(args.serve, args.batch, args.gradients)
+        return
+    pythons = {"ours": sys.executable, "naive": sys.executable}
+    versions = _versions(sys.executable, "jax", "jaxlib", "flax", "optax")
+    if args.torch_python:
+        pythons |= dict.fromkeys(("torch", "torch_compile"), args.torch_python)
+        versions |= _versions(args.torch_python, "torch")
+    record: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "versions": versions,
+        "operations_per_picture": operations(),
+        "matrix_product_operations_per_second": [_product_rate()],
+        "batches": {},
+    }
+    for size in args.batches:
+        record["batches"][str(size)] = compare(size, pythons, args.rounds, args.steps)
+        record["matrix_product_operations_per_second"].append(_product_rate())
+        print(json.dumps(record["batches"][str(size)], indent=1))
+        if args.out:
+            pathlib.Path(f"{args.out}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _versions(python: str, *packages: str) -> dict[str, str]:
+    code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+    said = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    return dict(zip(packages, said.stdout.split(), strict=True))
+
+
+if __name__ == "__main__":
+    main()
