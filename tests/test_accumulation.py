@@ -49,6 +49,7 @@ def test_gradient_and_metrics_are_those_of_the_whole_batch(gradients, digits, mo
         agree(got, wanted, rtol=1e-5, what=f"{gradients.parallel} ")
 
 
+@pytest.mark.slow
 def test_a_run_may_change_the_number_of_parts_when_it_is_continued(config, tmp_path):
     """To and fro between pmap and split, too, and with the training set on the devices."""
     config.batch_size, config.parallel, config.model.groups = 48, "split", 2

@@ -9,7 +9,7 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 
-@pytest.mark.parametrize("layout", ["pmap", "split"])
+@pytest.mark.parametrize("layout", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
 def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_path, layout):
     """On eight devices, which do not divide the 1,438 digits; over the end of an epoch.
 

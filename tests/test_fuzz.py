@@ -561,7 +561,7 @@ def test_metrics_and_metadata_that_are_none_are_refused_or_passed_over(
         assert any(_is(variables, state) for state in saved.values())
 
 
-@cases(20)
+@cases(12)
 @given(seed=st.integers(0, 2**32), step=st.sampled_from(("best", "latest", 2, 4, 3)))
 def test_a_damaged_run_gives_a_state_that_was_saved_or_one_line(
     tmp_path_factory, finished, seed, step
@@ -583,7 +583,7 @@ def test_a_damaged_run_gives_a_state_that_was_saved_or_one_line(
     outcomes.note("run directories, restored", "as saved" if same else "as saved, config changed")
 
 
-@cases(8)
+@cases(4)
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_run_goes_on_to_the_same_state_or_is_one_line(tmp_path_factory, finished, seed):
     run, config, saved = finished
@@ -600,7 +600,7 @@ def test_a_damaged_run_goes_on_to_the_same_state_or_is_one_line(tmp_path_factory
     outcomes.note("run directories, continued", "ended in the same state")
 
 
-@cases(6)
+@cases(4)
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_run_predicts_as_before_or_is_one_line(tmp_path_factory, finished, seed):
     run, _, _ = finished

@@ -61,7 +61,10 @@ def wait_for(workdir, number, split="train"):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("layout", "cache"), [("pmap", "none"), ("split", "device")])
+@pytest.mark.parametrize(
+    ("layout", "cache"),
+    [("pmap", "none"), pytest.param("split", "device", marks=pytest.mark.slow)],
+)
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, layout, cache):
     command = [
         f"--config.dataset.data_dir={data_dir}",

@@ -1,7 +1,6 @@
 """The command line as a user meets it: exit codes, one-line errors, signals, pictures."""
 
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -51,31 +50,6 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
     assert done.returncode == 2
     assert re.fullmatch(rf"error: --workdir={tmp_path}/run cannot be made [^\n]+\n", done.stderr)
     assert (tmp_path / "run").read_text() == "mine"
-
-
-def test_a_signal_saves_and_the_same_command_continues(tmp_path, data_dir):
-    command = [
-        *runs.TINY,
-        f"--workdir={tmp_path}",
-        f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=200",
-    ]
-    process = runs.start(*command)
-    while not (tmp_path / "metrics.jsonl").exists() or len(runs.metrics(tmp_path)) < 3:
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)  # SIGTERM: tests/test_resume.py
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert re.search(r"stopped at step \d+ of 200; the same command continues", err)
-    assert not (tmp_path / "result.json").exists()
-    stopped = len(runs.metrics(tmp_path))
-    assert 3 <= stopped < 200
-
-    done = runs.run(*command)
-    assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in runs.metrics(tmp_path)] == list(range(1, 201))
-    assert (tmp_path / "result.json").exists()
-    assert re.fullmatch(rf"{tmp_path}: step 200: validation top-1 error .*\n", done.stdout)
 
 
 def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):

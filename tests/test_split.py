@@ -19,9 +19,9 @@ from tests.agreement import agree, note
 CASES = [
     (2, ("conv3",)),
     (4, ("conv3",)),
-    (8, ("conv3",)),
+    pytest.param(8, ("conv3",), marks=pytest.mark.slow),
     (8, ("conv3", "conv4")),
-    (8, ()),
+    pytest.param(8, (), marks=pytest.mark.slow),
 ]
 
 
@@ -90,6 +90,7 @@ def test_logits_of_split_and_grouped_are_equal(two_columns, digits):
     assert float(jnp.abs(wanted).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir):
     """Dropout, augmentation and shuffling are on; 2, 4 and 8 devices against one."""
     layouts = {1: "pmap", 2: "split", 4: "split", 8: "split"}
@@ -120,6 +121,7 @@ def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir):
         agree(state.params, states[0].params, rtol=1e-5, what=f"parameters, {devices} devices ")
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
     config = two_columns
     config.checkpoint_every_steps = 2

@@ -29,6 +29,7 @@ def _step_of_one_device(config, num_train=1438):
     return functools.partial(train_step, model=model, config=config, num_train=num_train)
 
 
+@pytest.mark.slow
 def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, data_dir):
     """Dropout and augmentation are on: their keys follow the example, not the device."""
     counts = (1, 2, 4, 8)

@@ -44,7 +44,7 @@ def collectives(program: str) -> list[dict[str, Any]]:
     device, with the ring algorithms). One in a loop is counted once.
     """
     found = []
-    line = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})\(.*replica_groups=(\S+)")
+    line = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})\(.*replica_groups=(mesh.*?\}}|\S+)")
     for shapes, kind, groups in line.findall(program):
         arrays = [
             _BYTES[dtype] * int(np.prod([int(side) for side in sides.split(",") if side]))
@@ -70,7 +70,18 @@ def collectives(program: str) -> list[dict[str, Any]]:
 
 
 def _first_group(groups: str) -> list[int]:
-    """Return the devices of the first of the groups, written {{0,1},{2,3}} or [2,2]<=[4]."""
+    """Return the devices of the first of the groups.
+
+    They are written {{0,1},{2,3}} or [2,2]<=[4], since jax 0.12 mesh['data'=2,'model'=2] {'model'}.
+    """
+    if groups.startswith("mesh"):
+        mesh, _, along = groups.partition(" ")
+        axes = re.findall(r"('\w+')=(\d+)", mesh)
+        devices = np.arange(np.prod([int(side) for _, side in axes]))
+        devices = devices.reshape([int(side) for _, side in axes])
+        return (
+            devices[tuple(slice(None) if axis in along else 0 for axis, _ in axes)].ravel().tolist()
+        )
     if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups):
         shape = [int(side) for side in iota[3].split(",")]
         devices = np.arange(np.prod(shape)).reshape(shape)
