@@ -132,9 +132,13 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
             train_and_evaluate(config, tmp_path / name)
         return checkpoint.load(tmp_path / name, "latest")[1]
 
-    split = run("split", [(4, "split")])
-    moved = run("moved", [(1, "split"), (3, "pmap"), (4, "split")])
-    agree(moved.params, split.params, rtol=1e-5, what="moved ")
+    wanted = run("pmap", [(6, "pmap")])
+    moved = run("moved", [(2, "split"), (4, "pmap"), (6, "split")])
+    split = run("split", [(6, "split")])
+    again = run("again", [(3, "split"), (6, "split")])
+    agree(moved.params, wanted.params, rtol=1e-5, what="moved ")
+    agree(split.params, wanted.params, rtol=1e-5, what="split ")
+    jax.tree.map(np.testing.assert_array_equal, again, split)  # continued: to the bit
 
     # What was trained split is used on one device, with the grouped network.
     model, variables, _ = restore(tmp_path / "split")

@@ -94,7 +94,7 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, CLASSES, size)
 
 
-def jax_peer(naive: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]]:
+def jax_peer(naive: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
     """Return a step, loss and gradients without dropout, and what the compiler counts."""
     import jax
     import jax.numpy as jnp
@@ -129,15 +129,12 @@ def jax_peer(naive: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state, number + 1), value
 
-    def check() -> dict[str, np.ndarray]:
-        function = jax.jit(jax.value_and_grad(loss), static_argnums=4)
-        value, gradient = function(params, images, labels, jax.random.key(0), 0.0)
-        found = {
-            f"{layer}.{part}": gradient[layer][part] for layer in params for part in params[layer]
-        }
-        return {"loss": np.asarray(value)} | {name: np.asarray(g) for name, g in found.items()}
-
-    checked = check()
+    function = jax.jit(jax.value_and_grad(loss), static_argnums=4)
+    value, gradient = function(params, images, labels, jax.random.key(0), 0.0)
+    checked = {"loss": np.asarray(value)}
+    for name in named:
+        layer, part = name.split(".")
+        checked[name] = np.asarray(gradient[layer][part])
     state = (params, optimizer.init(params), jnp.int32(0))
     compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
     counted: Any = compiled.memory_analysis()
@@ -149,7 +146,7 @@ def jax_peer(naive: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]
         float(value)
         return time.perf_counter() - begun
 
-    return take, lambda: checked, {"temporaries_mb": counted.temp_size_in_bytes / 1e6}
+    return take, checked, {"temporaries_mb": counted.temp_size_in_bytes / 1e6}
 
 
 def _naive_network() -> Any:
@@ -183,7 +180,7 @@ def _naive_network() -> Any:
     return Naive
 
 
-def torch_peer(compiled: bool, size: int) -> tuple[Callable, Callable, dict[str, Any]]:
+def torch_peer(compiled: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
     """Return the same of PyTorch."""
     import torch
     from torch import nn
@@ -242,7 +239,7 @@ def torch_peer(compiled: bool, size: int) -> tuple[Callable, Callable, dict[str,
         value.item()
         return time.perf_counter() - begun
 
-    return take, lambda: checked, {}
+    return take, checked, {}
 
 
 def _to_torch(name: str, kernel: np.ndarray) -> np.ndarray:
@@ -267,8 +264,8 @@ def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
 def _serve(peer: str, size: int, gradients: pathlib.Path) -> None:
     """Be a peer: check, then take as many steps as each line on stdin says."""
     made = torch_peer(peer == "torch_compile", size) if "torch" in peer else None
-    take, check, counted = made or jax_peer(peer == "naive", size)
-    np.savez(gradients, **check())
+    take, checked, counted = made or jax_peer(peer == "naive", size)
+    np.savez(gradients, **checked)
     for _ in range(2):  # compiles, and warms up
         take()
     print(json.dumps(counted), flush=True)
