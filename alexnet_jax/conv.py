@@ -1,15 +1,16 @@
 """Convolution whose weight gradient is fast on a CPU."""
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 # Images NHWC, kernels HWIO, as XLA numbers dimensions.
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+CACHED_BYTES = 8 * 2**20
 
 
 def conv_general_dilated(
@@ -23,9 +24,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Return `lax.conv_general_dilated` of the same arguments, as flax.linen.Conv calls it.
 
-    The gradient is the same too, but on a CPU the weights' is computed as one matrix product for
-    each position of the kernel, over a view of the images in which the stride is one: XLA's own
-    runs at a third of the speed of its other convolutions, and at a tenth with a stride of 4.
+    The gradient is the same too, but on a CPU the weights' is a sum of matrix products, each over the
+    patches of a few images: XLA's own is up to four times as slow, with a stride and large batches.
     What is dilated, grouped or not NHWC by HWIO is left to XLA. There is no forward-mode gradient.
     """
 
@@ -82,20 +82,33 @@ def _weight_gradient(x, g, *, shape, strides, padding):
         (low, side * s - size - low, 0)
         for (low, _), side, s, size in zip(padding, sides, strides, x.shape[1:3], strict=True)
     ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
-    x = x.reshape(-1, sides[0], strides[0], sides[1], strides[1], channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *sides, strides[0] * strides[1] * channels)
+    block = strides[0] * strides[1] * channels
+    inputs = blocks[0] * blocks[1] * block
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    some = _pictures_at_a_time(x.shape[0], outputs[0] * outputs[1] * inputs * x.dtype.itemsize)
 
-    def at(place):
-        part = lax.dynamic_slice(x, (0, *place, 0), (x.shape[0], *outputs, x.shape[3]))
-        everything = ((0, 1, 2), (0, 1, 2))
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return lax.dot_general(part, g, (everything, ((), ())), preferred_element_type=wide)
+    def add(dw, part):
+        x, g = part
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
+        x = x.reshape(some, sides[0], strides[0], sides[1], strides[1], channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(some, *sides, block)
+        windows = [
+            x[:, i : i + outputs[0], j : j + outputs[1]] for i, j in product(*map(range, blocks))
+        ]
+        patches = jnp.concatenate(windows, axis=-1).reshape(-1, inputs)
+        product_of_some = lax.dot(
+            patches.T, g.reshape(-1, features), preferred_element_type=wide
+        )
+        return dw + product_of_some, None
 
-    # One after the other: XLA would hold the slices of all products at the same time.
-    rows, columns = np.indices(blocks).reshape(2, -1)
-    dw = lax.map(at, (rows, columns)).reshape(*blocks, *strides, channels, features)
-    dw = dw.transpose(0, 2, 1, 3, 4, 5).reshape(
-        blocks[0] * strides[0], blocks[1] * strides[1], channels, features
-    )
+    parts = (x.reshape(-1, some, *x.shape[1:]), g.reshape(-1, some, *g.shape[1:]))
+    dw, _ = lax.scan(add, jnp.zeros((inputs, features), wide), parts)
+    dw = dw.reshape(*blocks, *strides, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    dw = dw.reshape(blocks[0] * strides[0], blocks[1] * strides[1], channels, features)
     return dw[: shape[0], : shape[1]].astype(x.dtype)
+
+
+def _pictures_at_a_time(batch: int, patches_bytes: int) -> int:
+    """Return the largest divisor of batch of whose pictures the patches stay in a CPU's cache."""
+    most = max(1, CACHED_BYTES // patches_bytes)
+    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
