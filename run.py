@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import processes, programs
+from alexnet_jax import heap, processes, programs
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         images = _parse(argv)
+        heap.keep()
         programs.keep()
         _dispatch(images)
     except InputError as error:

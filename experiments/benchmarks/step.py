@@ -8,10 +8,11 @@ of PyTorch are left out. One column of the paper's network at 227 px, with norma
 dropout; forward, backward and the update of SGD with momentum and weight decay, on one batch that
 lies in memory:
 
-* ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd.
+* ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd, memory kept as run.py keeps it.
 * naive: the same parameters and formulas with nn.Conv, nn.max_pool, and a normalisation of
   lax.reduce_window and autodiff.
 * torch, torch_compile: torch.nn, channels_last, eager and compiled.
+* torch_compile_heap: compiled, and its memory kept in the same way, by glibc's variables.
 
 Each is a process of its own that takes a step when it is told to, so that all take turns, in an
 order that is drawn anew each round: what else the machine does falls on all of them. Before that
@@ -41,7 +42,13 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEERS = ("ours", "naive", "torch", "torch_compile")
+PEERS = ("ours", "naive", "torch", "torch_compile", "torch_compile_heap")
+# What alexnet_jax.heap sets, as variables.
+HEAP = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),
+    "MALLOC_ARENA_MAX": "1",
+}
 SIDE, CLASSES = 227, 1000
 FEATURES, KERNELS, STRIDES = (96, 256, 384, 384, 256), (11, 5, 3, 3, 3), (4, 1, 1, 1, 1)
 PADDING, HIDDEN = (0, 2, 1, 1, 1), (4096, 4096)
@@ -96,6 +103,10 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def jax_peer(naive: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
     """Return a step, loss and gradients without dropout, and what the compiler counts."""
+    from alexnet_jax import heap
+
+    if not naive:
+        heap.keep()
     import jax
     import jax.numpy as jnp
     import optax
@@ -263,7 +274,7 @@ def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
 
 def _serve(peer: str, size: int, gradients: pathlib.Path) -> None:
     """Be a peer: check, then take as many steps as each line on stdin says."""
-    made = torch_peer(peer == "torch_compile", size) if "torch" in peer else None
+    made = torch_peer("compile" in peer, size) if "torch" in peer else None
     take, checked, counted = made or jax_peer(peer == "naive", size)
     np.savez(gradients, **checked)
     for _ in range(2):  # compiles, and warms up
@@ -302,7 +313,7 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
                 text=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | (HEAP if "heap" in name else {}),
             )
             counted[name] = json.loads(_line(peers[name]))  # one compiles at a time
             with np.load(saved) as file:
@@ -365,7 +376,7 @@ def main() -> None:
     pythons = {"ours": sys.executable, "naive": sys.executable}
     versions = _versions(sys.executable, "jax", "jaxlib", "flax", "optax")
     if args.torch_python:
-        pythons |= dict.fromkeys(("torch", "torch_compile"), args.torch_python)
+        pythons |= dict.fromkeys(PEERS[2:], args.torch_python)
         versions |= _versions(args.torch_python, "torch")
     record: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),

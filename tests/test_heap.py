@@ -1,0 +1,48 @@
+"""What a program frees is kept for its next step (alexnet_jax/heap.py)."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import ROOT
+
+# The page faults of the third of three equal 64 MB blocks, taken by a second thread, as XLA's are.
+_FAULTS = """
+import ctypes, resource, sys, threading
+from alexnet_jax import heap
+if sys.argv[1] == "keep":
+    heap.keep()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(1 << 26)
+    ctypes.memset(ctypes.c_void_p(block), 1, 1 << 26)
+    libc.free(block)
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+found = []
+for _ in range(3):
+    thread = threading.Thread(target=faults)
+    thread.start()
+    thread.join()
+print(found[-1])
+"""
+
+
+def _faults(what: str, **environment: str) -> int:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", _FAULTS, what]
+    said = subprocess.check_output(command, cwd=ROOT, env=kept | environment, text=True)
+    return int(said)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
+    pages = (1 << 26) // os.sysconf("SC_PAGE_SIZE")
+    assert _faults("keep") < pages / 100
+    # Huge pages, where the system gives them unasked, take fewer faults than pages.
+    assert _faults("no") > pages / 1000
+    assert _faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(_faults("no"), rel=0.5)
