@@ -13,14 +13,21 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.version import versions
 from experiments.curves import COLOURS
 
+FAILURE = "failure"  # what a failed trial has: why
 OBJECTIVE = "the lowest validation top-1 error among the `val` lines of metrics.jsonl"
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -43,14 +50,16 @@ def rows(workdir: pathlib.Path, trials: Sequence[FrozenTrial]) -> list[dict[str,
     for trial in trials:
         errors = list(trial.intermediate_values.values())
         error = trial.value if trial.state == TrialState.COMPLETE else min(errors, default=None)
+        ended = trial.state.is_finished()
+        failure = trial.user_attrs.get(FAILURE) if ended else None
         found.append(
             {
                 "number": trial.number,
-                "state": STATES[trial.state],
+                "state": "failed" if failure else STATES[trial.state],
                 "values": {n: _as_text(v) for n, v in trial.params.items()},
                 "top1_error": error,
                 "epochs": _epochs(directory(workdir, trial.number)),
-                "failure": trial.user_attrs.get("failure"),
+                "failure": failure,
             }
         )
     return found
@@ -106,7 +115,9 @@ def table(trials: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
         for line in lines
     ]
     shown.insert(1, "-" * len(shown[0]))
-    shown += [f"trial {r['number']} failed: {r['failure']}" for r in trials if r["failure"]]
+    for row in trials:
+        if row["failure"]:
+            shown.append(f"trial {row['number']} failed: {row['failure'].split('; ')[0]}")
     return "\n".join(line.rstrip() for line in shown)
 
 
@@ -161,46 +172,41 @@ _MARKS: dict[str, dict[str, Any]] = {
     "complete": {"marker": "o", "color": _BLUE, "s": 28},
     "pruned": {"marker": "x", "color": _RED, "s": 28, "linewidths": 1.2},
     "unfinished": {"marker": "o", "facecolors": "none", "edgecolors": "0.5", "s": 28},
-    "failed": {"marker": "|", "color": "0.4", "s": 60},
+    "failed": {"marker": "|", "color": "0.3", "s": 60},
+    "best": {"marker": "*", "color": _GREEN, "s": 130, "zorder": 3},
+}
+_NAMES = {
+    "pruned": "pruned (lowest until then)",
+    "unfinished": "unfinished (lowest so far)",
+    "failed": "failed (upper edge)",
 }
 
 
 def _scatter(axis: Axes, found: Sequence[Mapping[str, Any]], places: Mapping[int, float]) -> None:
     """Draw the error of each trial at its place; those that failed, along the upper edge."""
-    for state, marks in _MARKS.items():
-        of_state = [r for r in found if r["state"] == state and r["number"] in places]
-        if state != "failed":
-            of_state = [row for row in of_state if row["top1_error"] is not None]
-        if not of_state:
-            continue
-        x = [places[row["number"]] for row in of_state]
-        if state == "failed":
-            axis.scatter(
-                x, [1] * len(x), transform=axis.get_xaxis_transform(), clip_on=False, **marks
-            )
-        else:
-            axis.scatter(x, [100 * row["top1_error"] for row in of_state], **marks)
+    rows_of = {state: [r for r in found if r["state"] == state] for state in _MARKS}
     first = best(found)
-    if first is not None:
-        place = places[first["number"]]
-        axis.scatter(place, 100 * first["top1_error"], marker="*", s=130, color=_GREEN, zorder=3)
-
-
-def _legend(figure: Any, found: Sequence[Mapping[str, Any]]) -> None:
-    names = {
-        "complete": "complete",
-        "pruned": "pruned (best so far)",
-        "unfinished": "unfinished (best so far)",
-        "failed": "failed (at the upper edge)",
-    }
-    axis = figure.axes[0]
-    handles = []
+    rows_of["best"] = [first] if first else []
     for state, marks in _MARKS.items():
-        if any(row["state"] == state for row in found):
-            handles.append(axis.scatter([], [], label=names[state], **marks))
-    if best(found) is not None:
-        handles.append(axis.scatter([], [], marker="*", s=130, color=_GREEN, label="best"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        drawn = [row for row in rows_of[state] if row["number"] in places]
+        if state == "failed":
+            y, where = [0.97] * len(drawn), {"transform": axis.get_xaxis_transform()}
+        else:
+            drawn = [row for row in drawn if row["top1_error"] is not None]
+            y, where = [100 * row["top1_error"] for row in drawn], {}
+        if drawn:
+            x = [places[row["number"]] for row in drawn]
+            axis.scatter(x, y, label=_NAMES.get(state, state), **marks, **where)
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    labelled: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 def _plot_fields(
@@ -213,7 +219,7 @@ def _plot_fields(
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(max(6.4, 3.8 * columns), 0.5 + 3.2 * lines),
+        figsize=(max(6.4, 3.8 * columns), 0.8 + 3.2 * lines),
         layout="constrained",
         sharey=True,
         squeeze=False,
@@ -223,18 +229,18 @@ def _plot_fields(
         if isinstance(each, CategoricalDistribution):
             choices = [str(choice) for choice in each.choices]
             _scatter(axis, found, {n: choices.index(text) for n, text in drawn.items()})
-            steep = max(map(len, choices)) * len(choices) > 40
+            long = sum(len(_clipped(choice)) + 2 for choice in choices) > 40
             axis.set_xticks(
                 range(len(choices)),
                 [_clipped(choice) for choice in choices],
-                rotation=30 if steep else 0,
-                ha="right" if steep else "center",
+                rotation=30 if long else 0,
+                ha="right" if long else "center",
             )
             axis.set_xlim(-0.5, len(choices) - 0.5)
         else:
-            if isinstance(each, FloatDistribution) and each.log:
-                axis.set_xscale("log")
+            assert isinstance(each, FloatDistribution | IntDistribution)
             _scatter(axis, found, {n: float(text) for n, text in drawn.items()})
+            _scale(axis, each)
         axis.set_xlabel(name)
         axis.grid(color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
@@ -242,8 +248,25 @@ def _plot_fields(
         axis.set_ylabel("validation top-1 error (%)")
     for axis in list(axes.flat)[len(space) :]:
         axis.set_visible(False)
-    _legend(figure, found)
+    _legend(figure, 5 if columns == 3 else 3)
     _save(figure, path)
+
+
+def _scale(axis: Axes, each: FloatDistribution | IntDistribution) -> None:
+    """Let the axis show the whole range that is drawn from."""
+    margin = 0.03 * (each.high - each.low)
+    if not each.log:
+        axis.set_xlim(each.low - margin, each.high + margin)
+        if isinstance(each, IntDistribution):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
+    ratio = each.high / each.low
+    axis.set_xscale("log")
+    axis.set_xlim(each.low / ratio**0.03, each.high * ratio**0.03)
+    between = (1, 2, 3, 5, 7) if ratio < 10 else (1, 3) if ratio < 1000 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=between))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _clipped(text: str) -> str:
@@ -251,7 +274,7 @@ def _clipped(text: str) -> str:
 
 
 def _plot_trials(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    figure, axis = plt.subplots(figsize=(7.2, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     _scatter(axis, found, {row["number"]: row["number"] for row in found})
     lowest, x, y = math.inf, [], []
     for row in found:
@@ -260,21 +283,17 @@ def _plot_trials(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None
         if lowest < math.inf:
             x.append(row["number"])
             y.append(lowest)
-    axis.step(x, y, where="post", color=_GREEN, linewidth=1.2, label="best so far", zorder=0)
     if x:
-        axis.annotate(
-            "best so far", (x[-1], y[-1]), (0, -4), textcoords="offset points", va="top",
-            ha="right", color=_GREEN,
-        )  # fmt: skip
+        axis.step(x, y, where="post", color=_GREEN, linewidth=1.2, label="best so far", zorder=1.5)
     axis.set(xlabel="trial, in the order begun", ylabel="validation top-1 error (%)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
-    _legend(figure, found)
+    _legend(figure, 3)
     _save(figure, path)
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def _save(figure: Figure, path: pathlib.Path) -> None:
     scratch = path.with_suffix(".tmp")
     figure.savefig(scratch, format="png", dpi=110)
     plt.close(figure)

@@ -125,7 +125,7 @@ def work(sweep: Sweep, storage: BaseStorage, stop: Stop) -> int:
             f"{FAILURES} trials in a row failed before their first step, the last with:"
             f" {failures[-1]}; mend that; the same command goes on with the next trial"
         )
-    if all(trial.state == TrialState.FAIL for trial in trials):
+    if all(row["state"] == "failed" for row in sweep_report.rows(sweep.workdir, trials)):
         raise InputError("all trials failed; the table says why")
     return 0
 
@@ -205,8 +205,9 @@ def _train(
         return None
     else:
         why = sweep_trial.failure(directory, code)
-        trial.set_user_attr("failure", why)
-        _tell(study, trial, TrialState.FAIL)
+        trial.set_user_attr(sweep_report.FAILURE, why)
+        # TPE does not see failed trials and would draw from where numbers overflow again and again.
+        _tell(study, trial, TrialState.FAIL if code < 0 else TrialState.PRUNED)
         print(f"trial {trial.number} failed: {why}", file=sys.stderr)
         lines = directory / "metrics.jsonl"
         return None if lines.exists() and lines.stat().st_size else why
