@@ -35,6 +35,7 @@ from experiments import sweep_report, sweep_space, sweep_worker
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
+_OF_DATABASES = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:  # a full disk, a directory that may not be written
         print(f"error: {InputError(str(error))}", file=sys.stderr)
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except _OF_DATABASES as error:
         said = str(error.__cause__ or error).splitlines()[0]
         print(f"error: the storage does not answer ({InputError(said)})", file=sys.stderr)
     return 2
@@ -177,7 +178,7 @@ def _refuse_another_sweep(
 
     def flat(record: Mapping[str, Any]) -> dict[str, Any]:
         config = config_lib.flatten(config_lib.from_dict(record["config"]))
-        fields = {f"config.{n}": v for n, v in config if n not in record["space"]}
+        fields = {f"config.{n}": v for n, v in config if n not in {**old["space"], **new["space"]}}
         swept = {f"sweep.{name}": spec for name, spec in record["space"].items()}
         names = ("sampler", "pruner", "prune_after", "seed", "storage")
         return swept | {name: record[name] for name in names} | fields
@@ -212,8 +213,8 @@ def _storage(given: str) -> BaseStorage:
     if "://" in given:
         try:
             return RDBStorage(given)
-        except (ImportError, ValueError) as error:
-            said = str(error).splitlines()[0]
+        except (ImportError, ValueError, *_OF_DATABASES) as error:
+            said = str(error.__cause__ or error).splitlines()[0]
             raise InputError(f"--storage: the database cannot be opened ({said})") from None
     path = pathlib.Path(given).expanduser()
     if not path.absolute().parent.is_dir():

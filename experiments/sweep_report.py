@@ -189,11 +189,12 @@ def _scatter(axis: Axes, found: Sequence[Mapping[str, Any]], places: Mapping[int
     rows_of["best"] = [first] if first else []
     for state, marks in _MARKS.items():
         drawn = [row for row in rows_of[state] if row["number"] in places]
+        where: dict[str, Any] = {}
         if state == "failed":
             y, where = [0.97] * len(drawn), {"transform": axis.get_xaxis_transform()}
         else:
             drawn = [row for row in drawn if row["top1_error"] is not None]
-            y, where = [100 * row["top1_error"] for row in drawn], {}
+            y = [100 * row["top1_error"] for row in drawn]
         if drawn:
             x = [places[row["number"]] for row in drawn]
             axis.scatter(x, y, label=_NAMES.get(state, state), **marks, **where)
@@ -242,6 +243,7 @@ def _plot_fields(
             _scatter(axis, found, {n: float(text) for n, text in drawn.items()})
             _scale(axis, each)
         axis.set_xlabel(name)
+        axis.margins(y=0.09)  # failed trials are above all others
         axis.grid(color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
     for axis in axes[:, 0]:
@@ -287,6 +289,7 @@ def _plot_trials(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None
         axis.step(x, y, where="post", color=_GREEN, linewidth=1.2, label="best so far", zorder=1.5)
     axis.set(xlabel="trial, in the order begun", ylabel="validation top-1 error (%)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.margins(y=0.09)
     axis.grid(color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
     _legend(figure, 3)
