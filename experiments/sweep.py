@@ -15,6 +15,7 @@ import argparse
 import json
 import pathlib
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ from experiments import sweep_report, sweep_space, sweep_worker
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
+TRIES = 5  # to open a database, whose tables another worker may be making just now
 _OF_DATABASES = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -57,6 +59,12 @@ def main(argv: list[str]) -> int:
             return sweep_worker.work(sweep, storage, stop)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except json.JSONDecodeError as error:
+        print(
+            f"error: the journal of the sweep is damaged ({error}); remove the line that is no"
+            " JSON, or take another --workdir",
+            file=sys.stderr,
+        )
     except OSError as error:  # a full disk, a directory that may not be written
         print(f"error: {InputError(str(error))}", file=sys.stderr)
     except _OF_DATABASES as error:
@@ -149,6 +157,8 @@ def _begun(
         if (workdir / RECORD).exists():
             _refuse_another_sweep(_record(workdir), mine, workdir)
         else:
+            if (workdir / "trials").exists():
+                raise InputError(f"{workdir} has trials but no {RECORD}; take another --workdir")
             # A database may hold many sweeps.
             study = {"study": f"{workdir.absolute().name}-{uuid.uuid4().hex[:8]}"}
             config_lib.write_json(study | mine, workdir / RECORD)
@@ -211,11 +221,15 @@ def _storage_name(given: str | None) -> str:
 
 def _storage(given: str) -> BaseStorage:
     if "://" in given:
-        try:
-            return RDBStorage(given)
-        except (ImportError, ValueError, *_OF_DATABASES) as error:
-            said = str(error.__cause__ or error).splitlines()[0]
-            raise InputError(f"--storage: the database cannot be opened ({said})") from None
+        for attempt in range(TRIES):
+            try:
+                return RDBStorage(given)
+            except (ImportError, ValueError, *_OF_DATABASES) as error:
+                if isinstance(error, _OF_DATABASES) and attempt < TRIES - 1:
+                    time.sleep(0.3)
+                    continue
+                said = str(error.__cause__ or error).splitlines()[0]
+                raise InputError(f"--storage: the database cannot be opened ({said})") from None
     path = pathlib.Path(given).expanduser()
     if not path.absolute().parent.is_dir():
         raise InputError(f"--storage={path}: there is no directory {path.parent}")
