@@ -1,0 +1,100 @@
+"""A trial's run: run.py in a process of its own, which its worker watches and does not outlive.
+
+The process is begun by this file as a script. Its standard input is a pipe of which only the worker
+holds the other end: when the worker has ended, however it did, the run is asked to save and stop.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+POLL = 0.3  # seconds between looks at what a run has written
+LOG = "log.txt"
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str], directory: pathlib.Path) -> Iterator[subprocess.Popen]:
+    """Run `run.py arguments` within the context; what it prints is added to `directory`/log.txt.
+
+    Where the context is left before the run has ended, it is stopped, and waited for.
+    """
+    with (directory / LOG).open("a") as log:
+        log.write(f"$ {shlex.join(['python', 'run.py', *arguments])}\n")
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__)), str(ROOT / "run.py"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is the worker's, which stops the run once
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def validations(
+    process: subprocess.Popen, directory: pathlib.Path
+) -> Iterator[dict[str, Any] | None]:
+    """Yield the `val` lines of the run's metrics.jsonl as they come, and None after each look.
+
+    Lines that were there before and those that a continued run repeats come (again) as well.
+    """
+    path = directory / "metrics.jsonl"
+    inode, offset, ended = 0, 0, False
+    while not ended:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL)
+            ended = True
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            now = os.fstat(file.fileno())
+            if now.st_ino != inode or now.st_size < offset:  # a continued run writes it anew
+                inode, offset = now.st_ino, 0
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                if b'"val"' in line:
+                    with contextlib.suppress(ValueError):  # torn by a crash of the machine
+                        yield json.loads(line)
+        yield None
+
+
+def failure(directory: pathlib.Path, code: int) -> str:
+    """Return why the last run in `directory` ended with `code`, in one line."""
+    lines = [line.strip() for line in (directory / LOG).read_text(errors="replace").splitlines()]
+    begun = max(i for i, line in enumerate(lines) if line.startswith("$ "))
+    lines = [line for line in lines[begun + 1 :] if line]
+    said = [line for line in lines if line.startswith("error: ")] or lines or [""]
+    how = f"exit code {code}"
+    if code < 0:
+        how = f"killed by {signal.Signals(-code).name}"
+    return f"{how}: {said[-1][:500]}"
+
+
+def _stop_with_the_worker() -> None:
+    os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_stop_with_the_worker, daemon=True).start()
+    sys.argv = sys.argv[1:]
+    sys.path[0] = str(ROOT)
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,253 @@
+"""A sweep: what it varies, how its workers share trials, and what it reports."""
+
+import json
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from alexnet_jax import config as config_lib
+from experiments import sweep, sweep_space, sweep_trial, sweep_worker
+from tests import runs
+
+# In place of run.py: a run whose error is 1 - dropout at its end, without a network.
+FAKE = """
+import json, os, pathlib, signal, sys, time
+flags = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"])
+signal.signal(signal.SIGTERM, lambda *_: (workdir.joinpath("stopped").touch(), os._exit(0)))
+rate, dropout = float(flags["config.learning_rate"]), float(flags["config.model.dropout"])
+if rate > 1:
+    print("error: step 3, training: loss is nan", file=sys.stderr)
+    sys.exit(2)
+again = (workdir / "metrics.jsonl").exists()
+with (workdir / "metrics.jsonl").open("w") as file:
+    for epoch in range(1, 5):
+        line = {"step": epoch, "epoch": float(epoch), "split": "val"}
+        file.write(json.dumps(line | {"top1_error": 1 - dropout + 0.1 * (4 - epoch)}) + "\\n")
+        file.flush()
+        while rate > 0.5 and epoch == 3 and not again:
+            time.sleep(0.01)
+(workdir / "result.json").write_text("{}")
+"""
+FIXED = ("--config.num_steps=4", "--config.batch_size=64")
+
+
+@pytest.fixture
+def fake_run(tmp_path, monkeypatch):
+    """Directory in which the fake lies in place of run.py."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "run.py").write_text(FAKE)
+    monkeypatch.setattr(sweep_trial, "ROOT", root)
+    monkeypatch.setattr(sweep_trial, "POLL", 0.05)
+    monkeypatch.setattr(sweep_worker, "WAIT", 0.05)
+    return root
+
+
+def swept(workdir, *arguments):
+    flags = ("--config=configs/quickstart.py", f"--workdir={workdir}", *FIXED, *arguments)
+    return sweep.main(["sweep.py", *flags])
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+RATE = "--sweep.learning_rate=loguniform:1e-3,1e-1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--sweep.learning_rat=0.1,0.2"], "did you mean 'learning_rate'"),
+        (["--sweep.learning_rate=uniform:0.1"], "uniform:a,b"),
+        (["--sweep.learning_rate=uniform:0.2,0.1"], "first end must be below"),
+        (["--sweep.learning_rate=uniform:0,nan"], "config.learning_rate='0'"),
+        (["--sweep.learning_rate=int:1,2"], "int does not go with config.learning_rate"),
+        (["--sweep.learning_rate=normal:1,2"], "no distribution 'normal'"),
+        (["--sweep.weight_decay=loguniform:0,1"], "ends above 0"),
+        (["--sweep.max_rewinds=uniform:1,2"], "uniform does not go with config.max_rewinds"),
+        (["--sweep.model.dropout=0.5,1"], "config.model.dropout='1'"),
+        (["--sweep.model.dropout=0.5,half"], "config.model.dropout='half'"),
+        (["--sweep.model.dropout=0.5"], "give it as --config.model.dropout=0.5"),
+        (["--sweep.model.dropout=0.5,0.50"], "twice"),
+        (["--sweep.model.hidden=(8,8),(8"], "(...),(...)"),
+        (["--sweep.model.hidden=(8,8),(8,0)"], "config.model.hidden='(8, 0)'"),
+        (["--sweep.model.hidden=(8,8),(8,8,8)"], "config.model.biases"),
+        (["--sweep.augment.crop=67,73"], "config.augment.crop=73 is larger"),
+        (["--sweep.dtype=float32,float16"], "config.dtype='float16'"),
+        ([RATE, "--config.learning_rate=0.1"], "config.learning_rate is given twice"),
+        ([RATE, "--config.seed=-1"], "config.seed='-1'"),
+        ([RATE, "--config.sed=1"], "did you mean 'seed'"),
+        ([RATE, "--config=nowhere.py"], "--config=nowhere.py is no recipe"),
+        ([RATE, "--trials=0"], "--trials=0"),
+        ([RATE, "--sampler=grid"], "--sampler=grid needs values of learning_rate"),
+        ([RATE, "--sampler=bayes"], "bayes"),
+        ([RATE, "--trails=3"], "did you mean '--trials'"),
+        ([RATE, "--storage=nonsense://"], "--storage"),
+        ([RATE, "--storage=no/such/directory/journal.log"], "there is no directory"),
+        ([], "nothing is swept"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name_and_nothing_is_made(
+    arguments, named, tmp_path, capsys
+):
+    assert swept(tmp_path / "sweep", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert named in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_mean_what_they_mean_to_run_py():
+    texts = {
+        "seed": "7",
+        "learning_rate": "1e-2",
+        "num_steps": "5",
+        "augment.flip": "true",
+        "dtype": "bfloat16",
+        "model.hidden": "(16, 32)",
+        "milestones": "()",
+    }
+    config = sweep_space.load("configs/quickstart.py", texts)
+    config_lib.validate(config)
+    values = dict(config_lib.flatten(config))
+    assert [values[name] for name in texts] == [7, 0.01, 5, True, "bfloat16", (16, 32), ()]
+
+
+def test_a_value_is_allowed_if_one_combination_with_it_is():
+    space = {
+        "augment.crop": sweep_space.distribution("augment.crop", "67,73"),
+        "dataset.image_size": sweep_space.distribution("dataset.image_size", "72,80"),
+    }
+    sweep_space.check(sweep_space.load("configs/quickstart.py", {}), space)
+
+
+@pytest.mark.parametrize("database", [False, True])
+def test_a_grid_is_run_whole_and_the_best_command_is_that_of_its_best_run(
+    database, fake_run, tmp_path, capsys
+):
+    workdir = tmp_path / "a sweep"
+    storage = [f"--storage=sqlite:///{tmp_path}/sweep.db"] if database else []
+    grid = ("--sampler=grid", "--sweep.model.dropout=0.2,0.6", "--sweep.learning_rate=0.1,10")
+    assert swept(workdir, *grid, *storage) == 0
+    found = results(workdir)
+    by_values = {tuple(row["values"].values()): row for row in found["trials"]}
+    assert {values: row["state"] for values, row in by_values.items()} == {
+        ("0.2", "0.1"): "complete",
+        ("0.6", "0.1"): "complete",
+        ("0.2", "10"): "failed",
+        ("0.6", "10"): "failed",
+    }
+    assert by_values["0.6", "0.1"]["top1_error"] == pytest.approx(0.4)
+    assert by_values["0.6", "0.1"]["epochs"] == 4
+    assert "step 3, training: loss is nan" in by_values["0.2", "10"]["failure"]
+    assert found["best"]["number"] == by_values["0.6", "0.1"]["number"]
+    out = capsys.readouterr().out
+    assert found["best"]["command"] in out
+    assert shlex.split(found["best"]["command"]) == [
+        *("python", "run.py", "--config=configs/quickstart.py", *FIXED),
+        *("--config.model.dropout=0.6", "--config.learning_rate=0.1"),
+        f"--workdir={workdir / 'best'}",
+    ]
+    for name in ("fields.png", "trials.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    assert sweep.main(["sweep.py", f"--workdir={workdir}", "--report", *storage]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
+    """Whatever its run does until it stops, it counts by what it was at that epoch."""
+    workdir = tmp_path / "sweep"
+    values = "--sweep.model.dropout=0.5,0.6,0.61,0.62,0.63,0.64"
+    grid = ("--sampler=grid", "--sweep.learning_rate=0.1,0.2", values, "--prune_after=3")
+    assert swept(workdir, *grid, "--seed=1") == 0
+    states = [row["state"] for row in results(workdir)["trials"]]
+    assert states[:5] == ["complete"] * 5  # the pruner compares with five at least
+    assert set(states[5:]) == {"complete", "pruned"}
+    for row in results(workdir)["trials"]:
+        epochs = 3 if row["state"] == "pruned" else 4
+        expected = 1 - float(row["values"]["model.dropout"]) + 0.1 * (4 - epochs)
+        assert row["top1_error"] == pytest.approx(expected)
+
+
+def test_trials_drawn_do_not_depend_on_interruptions(fake_run, tmp_path):
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5")
+    assert swept(tmp_path / "straight", *flags, "--trials=3") == 0
+    for trials in (1, 3):
+        assert swept(tmp_path / "in_parts", *flags, f"--trials={trials}") == 0
+    drawn = [
+        [row["values"] for row in results(tmp_path / name)["trials"]]
+        for name in ("straight", "in_parts")
+    ]
+    assert drawn[0] == drawn[1]
+    assert len({values["learning_rate"] for values in drawn[0]}) == 3
+
+
+def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run, tmp_path, capsys):
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
+    assert swept(tmp_path / "sweep", *flags) == 0
+    capsys.readouterr()
+    for other in ("--seed=1", "--config.momentum=0.8", "--sweep.weight_decay=0.0,0.1"):
+        assert swept(tmp_path / "sweep", *flags, other) == 2
+        name = other.lstrip("-").partition("=")[0]
+        assert f"holds a sweep with {name}=" in capsys.readouterr().err
+    assert swept(tmp_path / "sweep", *flags, "--config.log_every_steps=7") == 0
+
+
+def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
+    (fake_run / "run.py").write_text("import sys; sys.exit('error: the disk is full')")
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=9")
+    assert swept(tmp_path / "sweep", *flags) == 2
+    assert len(results(tmp_path / "sweep")["trials"]) == sweep_worker.FAILURES
+    assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, tmp_path):
+    workdir = tmp_path / "sweep"
+    flags = [
+        *("--config=configs/quickstart.py", f"--workdir={workdir}", *FIXED, "--trials=2"),
+        *("--sampler=random", "--sweep.learning_rate=uniform:0.6,0.9"),
+        "--config.model.dropout=0.5",
+    ]
+    code = "import pathlib, sys; from experiments import sweep, sweep_trial"
+    code += f"; sweep_trial.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
+    worker = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=runs.ROOT)
+    trial = workdir / "trials" / "0000"
+    wait_for(trial / "metrics.jsonl", worker)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    wait_for(trial / "stopped")
+    (workdir / "trials" / "0001").mkdir()  # the second does not wait for anything
+    (workdir / "trials" / "0001" / "metrics.jsonl").touch()
+    assert sweep.main(["sweep.py", *flags]) == 0
+    found = results(workdir)["trials"]
+    assert [row["state"] for row in found] == ["complete", "complete"]
+    assert (trial / "log.txt").read_text().count("$ python run.py") == 2
+    assert (trial / "result.json").exists()
+
+
+def wait_for(path: pathlib.Path, process: subprocess.Popen | None = None) -> None:
+    while not path.exists():
+        assert process is None or process.poll() is None
+        time.sleep(0.02)
+
+
+def test_a_trial_is_a_run_of_run_py(data_dir, tmp_path, monkeypatch):
+    for name, value in runs.cpu_devices(1).items():
+        monkeypatch.setenv(name, value)
+    workdir = tmp_path / "sweep"
+    flags = [f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", *runs.TINY]
+    # Nothing that is compiled is swept, so that what other tests have compiled is read.
+    flags += ["--config.num_steps=2", "--sweep.checkpoint_every_steps=int:50,60", "--trials=1"]
+    assert sweep.main(["sweep.py", *flags]) == 0
+    (row,) = results(workdir)["trials"]
+    (line,) = runs.metrics(workdir / "trials" / "0000", "val")
+    assert row["top1_error"] == line["top1_error"]
+    config = config_lib.load(workdir / "trials" / "0000" / "config.json")
+    assert row["values"] == {"checkpoint_every_steps": str(config.checkpoint_every_steps)}
