@@ -120,7 +120,9 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     cut = axes[0].get_ylim()[1] > top
     axes[0].set(ylabel="loss (nats)", ylim=(0, top if cut else None))
     axes[1].set(ylabel="top-1 error (%)", ylim=(0, 100))
-    axes[2].set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    axes[2].set(xlabel="epoch", ylabel="learning rate")
+    if any(rate > 0 for run in runs.values() for rate in run["curves"]["train"]["learning_rate"]):
+        axes[2].set_yscale("log")
     axes[2].margins(y=0.15)
     note = "validation; dotted: training;\ngrey: chance"
     note += f"; losses above\n{top:.3g} are cut off" if cut else ""

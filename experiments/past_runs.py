@@ -76,7 +76,7 @@ def _saved(workdir: pathlib.Path, layer: str) -> Saved:
             saved = saved._replace(seconds=run["seconds"], commit=run["code"].get("commit", ""))
         _, state, _ = checkpoint.load(workdir)
     except InputError as error:
-        return saved._replace(trouble=str(error).replace(f"{workdir}/", ""))
+        return saved._replace(trouble=str(error).replace(f"{workdir}/", "").partition(" (")[0])
     kernel = np.asarray(state.params[layer]["kernel"])
     of_pictures = layer.startswith("conv") and kernel.shape[2] == 3
     return saved._replace(best=int(state.step), kernel=kernel if of_pictures else None)

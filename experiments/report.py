@@ -176,11 +176,12 @@ def groups_table(runs: Sequence[Run]) -> str:
     """Return mean and standard deviation over the seeds of each group; '' if there is no group."""
     rows = []
     for members in groups(runs):
-        ended = [i for i in members if runs[i].result]
+        of_seed = {runs[i].fields["seed"]: i for i in reversed(members) if runs[i].result}
+        ended = sorted(of_seed.values())  # the same seed again would be the same run again
         numbers = ", ".join(str(i + 1) for i in ended) or "none"
-        left_out = ", ".join(str(i + 1) for i in members if i not in ended)
+        left_out = ", ".join(str(i + 1) for i in members if i not in ended) or "none"
         seeds = ", ".join(str(runs[i].fields["seed"]) for i in ended)
-        row: list[Any] = [numbers, seeds, left_out or "none", _Number(len(ended))]
+        row: list[Any] = [numbers, seeds, left_out, _Number(len(ended))]
         for name in ERRORS:
             errors = [validation(runs[i]).get(name) for i in ended]
             known = [100 * error for error in errors if error is not None]
@@ -189,10 +190,11 @@ def groups_table(runs: Sequence[Run]) -> str:
         rows.append(row)
     if not rows:
         return ""
-    heads = ["runs", "seeds", "not finished, left out", "n", *ERRORS]
+    heads = ["runs", "seeds", "left out", "n", *ERRORS]
     return (
         "<h2>Over seeds</h2>\n<p>Runs of the same config but for the seed: mean ± standard"
-        " deviation (of a sample, n − 1) of the errors of the finished ones, in %.</p>\n"
+        " deviation (of a sample, n − 1) of the errors in %. Left out: runs that are not finished,"
+        " and those of a seed that is there already.</p>\n"
         + table(heads, rows)
     )
 
