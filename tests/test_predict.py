@@ -9,19 +9,17 @@ import pytest
 from PIL import Image
 
 import run
-from alexnet_jax import InputError, contact_sheet, data, predict, predictions
+from alexnet_jax import InputError, contact_sheet, predict, predictions
 from alexnet_jax.pictures import load_image
-from alexnet_jax.prepare import prepare
 from tests import runs
 from tests.untrained import save_run
 
 
 @pytest.fixture(scope="module")
-def workdir(data_dir, tmp_path_factory):
-    """Return the directory of a run of initial weights."""
-    config = runs.tiny_config(data_dir)
+def workdir(tmp_path_factory):
+    """Return the directory of a run of random weights."""
     path = tmp_path_factory.mktemp("predict") / "run"
-    save_run(path, config, data.open_dataset(prepare(config.dataset)))
+    save_run(path, runs.tiny_config("none"))
     return path
 
 
@@ -74,7 +72,7 @@ def test_a_folder_is_read_through_sorted_and_each_picture_has_its_row(workdir, t
 def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "SHOWN", 7)
     folder = tmp_path / "pictures"
-    for i in range(40):
+    for i in range(36):
         draw(folder / f"{i:03}.png", i)
     happened = []
 
@@ -87,8 +85,8 @@ def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_pa
     written = predictions.write_predictions(
         workdir, [str(folder)], out, lambda *_: happened.append("shown")
     )
-    assert (written.pictures, written.shown) == (40, 7)
-    assert happened == ["read"] * 32 + ["shown"] * 32 + ["read"] * 8 + ["shown"] * 8
+    assert (written.pictures, written.shown) == (36, 7)
+    assert happened == ["read"] * 32 + ["shown"] * 32 + ["read"] * 4 + ["shown"] * 4
 
     side = contact_sheet.SIDE
     with Image.open(out / "predictions.png") as sheet:
@@ -103,7 +101,8 @@ def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_pa
 
 def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, capsys):
     folder = tmp_path / "pictures"
-    one, other = draw(folder / "one.png", 1), draw(tmp_path / "other.png", 2)
+    three = [draw(folder / f"{i}.png", i) for i in range(3)]
+    one, other = three[0], draw(tmp_path / "other.png", 3)
     base = ["run.py", "--mode=predict", f"--workdir={workdir}"]
 
     def lines(*arguments: str) -> list[str]:
@@ -116,13 +115,15 @@ def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, c
     said = lines(f"--images={folder}", str(other))
     assert [said[0], said[6]] == [str(other), str(one)]
     where = workdir / "predictions"
-    assert said[12].startswith("pictures: 2; left out: 0 files")
-    assert f"{where}/predictions.csv and {where}/predictions.png (all of them)" in said[12]
-    assert [row[0] for row in rows(where / "predictions.csv")[1:]] == [str(other), str(one)]
+    assert said[24].startswith("pictures: 4; left out: 0 files")
+    assert f"{where}/predictions.csv and {where}/predictions.png (all of them)" in said[24]
+    paths = [row[0] for row in rows(where / "predictions.csv")[1:]]
+    assert paths == list(map(str, [other, *three]))
 
-    assert lines(f"--images={one}") == said[6:12]  # of files alone nothing is written
-    lines(f"--images={one}", f"--out={tmp_path}/out")
-    assert len(rows(tmp_path / "out" / "predictions.csv")) == 2
+    files = [f"--images={path}" for path in (other, *three)]
+    assert lines(*files) == said[:24]  # of files alone nothing is written
+    lines(*files, f"--out={tmp_path}/out")
+    assert len(rows(tmp_path / "out" / "predictions.csv")) == 5
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,9 @@ def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir,
 
 
 def test_an_interrupt_keeps_the_predictions_of_before(workdir, tmp_path):
-    folder = draw(tmp_path / "pictures" / "one.png", 1).parent
-    out = tmp_path / "out"
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    for i in range(4):
+        draw(folder / f"{i}.png", i)
     predictions.write_predictions(workdir, [str(folder)], out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -166,11 +168,12 @@ def test_an_interrupt_keeps_the_predictions_of_before(workdir, tmp_path):
         predictions.write_predictions(workdir, [str(folder)], out, interrupt)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     # A sheet of before is no picture to predict, where it lies among them.
-    (out / "one.png").write_bytes((folder / "one.png").read_bytes())
-    assert predictions.write_predictions(workdir, [str(out)], out).pictures == 1
+    for path in folder.iterdir():
+        path.rename(out / path.name)
+    assert predictions.write_predictions(workdir, [str(out)], out).pictures == 4
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file cannot be written \(File exists\); make room, or"):
-        predictions.write_predictions(workdir, [str(folder)], tmp_path / "file")
+        predictions.write_predictions(workdir, [str(out)], tmp_path / "file")
 
 
 def test_names_on_the_sheet_are_ascii():
