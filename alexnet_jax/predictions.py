@@ -114,7 +114,9 @@ def write_predictions(
                 counts["pictures"] += len(batch)
         if not entries:
             raise InputError(f"none of the {counts['undecodable']} pictures can be decoded")
-        title = f"The first {len(entries)} of {counts['pictures']:,} pictures"
+        number = counts["pictures"]
+        title = f"Pictures: {number:,}"
+        title += f", the first {len(entries)} of them here" if number > len(entries) else ""
         subtitle = f"Most probable class, by step {classifier.step} of {workdir}"
         contact_sheet(entries, title, subtitle).save(scratch / SHEET)
     return Written(

@@ -194,8 +194,7 @@ def groups_table(runs: Sequence[Run]) -> str:
     return (
         "<h2>Over seeds</h2>\n<p>Runs of the same config but for the seed: mean ± standard"
         " deviation (of a sample, n − 1) of the errors in %. Left out: runs that are not finished,"
-        " and those of a seed that is there already.</p>\n"
-        + table(heads, rows)
+        " and those of a seed that is there already.</p>\n" + table(heads, rows)
     )
 
 
