@@ -39,7 +39,6 @@ th { font-weight: 600; border-bottom: 1px solid #555; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; height: auto; }
 figure { margin: 1em 0; }
-code { overflow-wrap: anywhere; }
 """
 
 
