@@ -3,6 +3,7 @@
 python run.py --config=configs/quickstart.py --workdir=runs/quickstart
 python run.py --config=configs/alexnet.py --workdir=DIR --config.batch_size=256
 python run.py --mode=predict --workdir=DIR --images=cat.jpg dog.jpg
+python run.py --mode=predict --workdir=DIR --images=FOLDER --out=OUT
 
 Exit codes: 0 done, or stopped by SIGINT or SIGTERM with everything saved; 2 bad input, a disk that
 is full, numbers that are not finite: the line says what to do; 3 another process of a run of
@@ -35,6 +36,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.predict import predict
+from alexnet_jax.predictions import write_predictions
 from alexnet_jax.prepare import prepare
 from alexnet_jax.profile import profile
 from alexnet_jax.signals import as_interrupts, leave
@@ -54,7 +56,13 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     False,
     "One of several processes, as JAX finds them: SLURM, Open MPI, Kubernetes, Cloud TPU.",
 )
-_IMAGES = flags.DEFINE_multi_string("images", [], "Pictures for --mode=predict.")
+_IMAGES = flags.DEFINE_multi_string("images", [], "Pictures and folders for --mode=predict.")
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "For --mode=predict: where predictions.csv and predictions.png go, by default"
+    " WORKDIR/predictions; without a folder in --images they are written where this is given.",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -108,6 +116,8 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
     if _DISTRIBUTED.value and _MODE.value != "train":
         raise InputError(f"--distributed goes with --mode=train, not {_MODE.value}")
+    if _OUT.value is not None and _MODE.value != "predict":
+        raise InputError(f"--out={_OUT.value} goes with --mode=predict, not {_MODE.value}")
     return rest
 
 
@@ -139,7 +149,7 @@ def _explained(error: BaseException, argv: list[str], recipe: str | None) -> Inp
         return unknown_field(unknown)
     if isinstance(error, flags.UnrecognizedFlagError):
         ours = [flag.name for flag in (_CONFIG, _WORKDIR, _MODE, _IMAGES)]
-        ours += [flag.name for flag in (_PREPARE_SHARD, _DISTRIBUTED)]
+        ours += [flag.name for flag in (_PREPARE_SHARD, _DISTRIBUTED, _OUT)]
         hint = nearest(error.flagname.partition(".")[0], ours)
         return InputError(f"there is no flag --{error.flagname}{hint or '; --help lists them'}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -183,11 +193,7 @@ def _dispatch(images: list[str]) -> None:
         return
     if not _WORKDIR.value:
         raise InputError(f"--mode={_MODE.value} needs --workdir=DIR")
-    if "://" in _WORKDIR.value:
-        raise InputError(f"--workdir={_WORKDIR.value}: give a directory of this machine, not a URL")
-    if not is_path(_WORKDIR.value):
-        raise InputError(f"--workdir={_WORKDIR.value} is no path: give that of a directory")
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    workdir = _directory("workdir", _WORKDIR.value)
     if _MODE.value == "train":
         with processes.joined() if _DISTRIBUTED.value else contextlib.nullcontext():
             result = train_and_evaluate(config, workdir)
@@ -205,10 +211,26 @@ def _dispatch(images: list[str]) -> None:
         paths = [path for path in _IMAGES.value + images if path]
         if not paths:
             raise InputError("--mode=predict needs --images=PATH...")
+        if _OUT.value or any(pathlib.Path(path).is_dir() for path in paths):
+            out = _directory("out", _OUT.value) if _OUT.value else workdir / "predictions"
+            print(write_predictions(workdir, paths, out, _show))
+            return
         for path, answer in zip(paths, predict(workdir, paths), strict=True):
-            print(path)
-            for name, probability in answer:
-                print(f"  {probability:7.2%}  {name}")
+            _show(path, answer)
+
+
+def _directory(flag: str, value: str) -> pathlib.Path:
+    if "://" in value:
+        raise InputError(f"--{flag}={value}: give a directory of this machine, not a URL")
+    if not is_path(value):
+        raise InputError(f"--{flag}={value} is no path: give that of a directory")
+    return pathlib.Path(value).expanduser()
+
+
+def _show(path: str, answer: list[tuple[str, float]]) -> None:
+    print(path)
+    for name, probability in answer:
+        print(f"  {probability:7.2%}  {name}")
 
 
 def _skipped(result: dict) -> str:

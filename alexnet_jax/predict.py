@@ -1,9 +1,10 @@
 """Class names and probabilities of pictures, by the network of a run."""
 
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,13 +15,51 @@ from alexnet_jax.pictures import load_image
 
 BATCH = 32
 Path = str | os.PathLike[str]
+Answer = list[tuple[str, float]]  # classes and their probabilities, the most probable first
+T = TypeVar("T")
+
+
+class Classifier:
+    """The network of a run's best checkpoint, compiled when it is first called.
+
+    Attributes:
+      size: side in pixels of the pictures that it takes, `config.dataset.image_size`.
+      step: of the checkpoint.
+      class_names: of the data set that it was trained on.
+
+    Raises:
+      InputError: `workdir` holds no checkpoint.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path) -> None:
+        config, state, run = checkpoint.load(workdir)
+        model = model_lib.from_config(config)
+        self.size: int = config.dataset.image_size
+        self.step = int(state.step)
+        self.class_names: Sequence[str] = run["class_names"]
+
+        @jax.jit
+        def probabilities(images: jax.Array) -> jax.Array:
+            crops = augment.centre_crop(images, state.mean_image, crop=config.augment.crop)
+            logits: Any = model.apply({"params": state.params}, crops)
+            return jax.nn.softmax(logits)
+
+        self._probabilities = probabilities
+
+    def __call__(self, squares: Sequence[np.ndarray], top: int) -> list[Answer]:
+        """Return the `top` classes of each of `squares`, uint8 (size, size, 3)."""
+        return [self._best(row, top) for row in np.asarray(self._probabilities(np.stack(squares)))]
+
+    def _best(self, row: np.ndarray, top: int) -> Answer:
+        order = np.argsort(-row, kind="stable")[:top]
+        return [(self.class_names[i], float(row[i])) for i in order]
 
 
 def predict(
     workdir: str | pathlib.Path,
     images: Path | np.ndarray | Iterable[Path | np.ndarray],
     top: int = 5,
-) -> list[list[tuple[str, float]]]:
+) -> list[Answer]:
     """Name what pictures show, with the best checkpoint of a run.
 
     Args:
@@ -36,24 +75,15 @@ def predict(
     Raises:
       InputError: `workdir` holds no checkpoint, or a picture cannot be read.
     """
-    config, state, run = checkpoint.load(workdir)
-    model = model_lib.from_config(config)
+    classifier = Classifier(workdir)
     one = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 4) < 4
     pictures: Any = [images] if one else images
-
-    @jax.jit
-    def probabilities(images: jax.Array) -> jax.Array:
-        crops = augment.centre_crop(images, state.mean_image, crop=config.augment.crop)
-        logits: Any = model.apply({"params": state.params}, crops)
-        return jax.nn.softmax(logits)
-
-    squares = [load_image(picture, config.dataset.image_size) for picture in pictures]
-    answers = []
-    for start in range(0, len(squares), BATCH):
-        batch = np.stack(squares[start : start + BATCH])
-        answers += [_best(row, run["class_names"], top) for row in np.asarray(probabilities(batch))]
-    return answers
+    squares = (load_image(picture, classifier.size) for picture in pictures)
+    return [answer for batch in batches(squares) for answer in classifier(batch, top)]
 
 
-def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
-    return [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")[:top]]
+def batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield `items` in lists of BATCH, of which the last may be shorter."""
+    left = iter(items)
+    while batch := list(itertools.islice(left, BATCH)):
+        yield batch

@@ -3,12 +3,15 @@
 python experiments/curves.py --out=experiments/results/NAME RUN...
 
 Writes NAME.json (config, result and curve of each run, training steps averaged to at most 100
-points, versions, device, date) and NAME.png (loss and top-1 error over epochs).
+points, versions, device, date) and NAME.png (loss, top-1 error and learning rate over epochs).
 """
 
 import argparse
+import array
 import datetime
+import io
 import json
+import math
 import os
 import pathlib
 import platform
@@ -20,47 +23,122 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+MARKERS = "osD^"  # after six runs the colours come again with the next marker
 POINTS = 100
+METRICS = (
+    "step",
+    "epoch",
+    "loss",
+    "top1_error",
+    "top5_error",
+    "images_per_second",
+    "learning_rate",
+)
+
+
+def metrics(workdir: pathlib.Path) -> tuple[dict[str, dict[str, np.ndarray]], int]:
+    """Return what `workdir`/metrics.jsonl holds, and how many lines are left out as torn.
+
+    For 'train' and 'val' each of METRICS is float64 (lines,); of a file that is not there, (0,).
+    """
+    numbers = {"train": array.array("d"), "val": array.array("d")}
+    torn = 0
+    path = workdir / "metrics.jsonl"
+    with path.open(errors="replace") if path.exists() else io.StringIO() as file:
+        for text in file:  # of ImageNet there are a million
+            try:
+                line = json.loads(text)
+                values = [line[name] for name in METRICS]
+                if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+                    raise ValueError(text)
+                numbers[line["split"]].extend(values)
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                torn += 1
+    columns = {split: np.array(n).reshape(-1, len(METRICS)).T for split, n in numbers.items()}
+    return {split: dict(zip(METRICS, c, strict=True)) for split, c in columns.items()}, torn
+
+
+def averaged(lines: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    """Return both splits of `metrics` as means over at most POINTS parts, and each's last rate."""
+    curves = {}
+    for split, columns in lines.items():
+        number = len(columns["step"])
+        parts = np.array_split(np.arange(number), min(POINTS, number)) if number else []
+        curves[split] = {
+            name: [round(float(column[part].mean()), 4) for part in parts]
+            for name, column in columns.items()
+        }
+        rates = (columns["learning_rate"][part[-1]] for part in parts)
+        curves[split]["learning_rate"] = [float(f"{rate:.6g}") for rate in rates]
+    return curves
 
 
 def curve(workdir: pathlib.Path) -> dict[str, Any]:
     """Return config, result (None if it has not ended) and curves of the run in `workdir`."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     result = workdir / "result.json"
-    curves = {}
-    for split in ("train", "val"):
-        of_split = [line for line in lines if line["split"] == split]
-        points = min(POINTS, len(of_split))
-        parts = np.array_split(np.arange(len(of_split)), points) if points else []
-        names = ("step", "epoch", "loss", "top1_error", "top5_error", "images_per_second")
-        curves[split] = {
-            name: [round(float(np.mean([of_split[i][name] for i in part])), 4) for part in parts]
-            for name in names
-        }
     return {
         "config": json.loads((workdir / "config.json").read_text()),
         "result": json.loads(result.read_text()) if result.exists() else None,
-        "curves": curves,
+        "curves": averaged(metrics(workdir)[0]),
     }
 
 
 def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
-    """Draw loss and top-1 error of `runs`, training dotted and validation as marked lines."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for (name, run), colour in zip(runs.items(), COLOURS, strict=False):
-        for axis, metric, scale in zip(axes, ("loss", "top1_error"), (1, 100), strict=True):
-            train, val = run["curves"]["train"], run["curves"]["val"]
-            axis.plot(train["epoch"], np.multiply(train[metric], scale), ":", color=colour)
-            axis.plot(val["epoch"], np.multiply(val[metric], scale), "o-", color=colour, label=name)
-            classes = run["config"]["model"]["num_classes"]
-            chance = np.log(classes) if metric == "loss" else 100 * (1 - 1 / classes)
-            axis.axhline(chance, color="0.6", linewidth=0.8)
-    axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    axes[1].set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, 100))
-    axes[0].legend(title="validation (dotted: training;\ngrey: chance)", frameon=False)
+    """Draw loss, top-1 error and learning rate of `runs` over epochs, at most 24 told apart.
+
+    Training is dotted, validation a marked line. A loss beyond twice that of chance is cut off.
+    """
+    figure, axes = plt.subplots(
+        3, 1, figsize=(10, 9), sharex=True, layout="constrained", height_ratios=(3, 3, 1.4)
+    )
+    handles = []
+    chances = {int(run["config"]["model"]["num_classes"]) for run in runs.values()}
+    for i, run in enumerate(runs.values()):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
+        train, val = run["curves"]["train"], run["curves"]["val"]
+        for axis, metric, scale in zip(axes, ("loss", "top1_error"), (1, 100), strict=False):
+            axis.plot(
+                train["epoch"], np.multiply(train[metric], scale), ":", color=colour, linewidth=1
+            )
+            axis.plot(
+                val["epoch"],
+                np.multiply(val[metric], scale),
+                color=colour,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.4,
+            )
+        axes[2].step(train["epoch"], train["learning_rate"], color=colour, where="post")
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4.5))
+    for classes in chances:
+        axes[0].axhline(np.log(classes), color="0.6", linewidth=0.8)
+        axes[1].axhline(100 * (1 - 1 / classes), color="0.6", linewidth=0.8)
+    top = 2 * np.log(max(chances))
+    cut = axes[0].get_ylim()[1] > top
+    axes[0].set(ylabel="loss (nats)", ylim=(0, top if cut else None))
+    axes[1].set(ylabel="top-1 error (%)", ylim=(0, 100))
+    axes[2].set(xlabel="epoch", ylabel="learning rate")
+    if any(rate > 0 for run in runs.values() for rate in run["curves"]["train"]["learning_rate"]):
+        axes[2].set_yscale("log")
+    axes[2].margins(y=0.15)
+    note = "validation; dotted: training;\ngrey: chance"
+    note += f"; losses above\n{top:.3g} are cut off" if cut else ""
+    labels = [label(name) for name in runs]
+    figure.legend(handles, labels, title=note, loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def label(name: str, longest: int = 32) -> str:
+    """Return `name` as a legend shows it: shortened, and with nothing that is markup there."""
+    if len(name) > longest:
+        half = longest // 2 - 1
+        name = f"{name[:half]}…{name[-half:]}"
+    name = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name  # which would hide it
 
 
 def main() -> None:
