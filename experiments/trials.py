@@ -1,0 +1,343 @@
+"""Trials: runs of run.py that differ by named fields and by seed, trained one after the other.
+
+A trial is an ordinary run in WORKDIR/NAME-seedN. One that has been killed goes on where it was, one
+that has ended is not trained again, and one that fails is reported while the others go on.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.epochs import total_steps
+from alexnet_jax.errors import InputError
+from alexnet_jax.fields import CHANGEABLE, FIELDS, bad_value, unknown_field
+from alexnet_jax.signals import as_interrupts
+from alexnet_jax.version import versions
+from alexnet_jax.workdir import finished_result
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
+ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
+POLL = 2.0  # seconds between two looks at whether a trial has got where it should
+
+
+class Trial(NamedTuple):
+    """One run: `recipe` with `overrides` ('--config.FIELD=VALUE'), `differences`, and `seed`."""
+
+    name: str
+    recipe: pathlib.Path
+    overrides: tuple[str, ...]
+    differences: dict[str, Any]
+    seed: int
+
+    def directory(self, workdir: pathlib.Path) -> pathlib.Path:
+        """Return the run directory."""
+        return workdir / f"{self.name}-seed{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """Return the command line of run.py, without --workdir."""
+        own = self.differences | {"seed": self.seed}
+        kept = [o for o in self.overrides if _field(o) not in own]
+        texts = [f"--config.{name}={value}" for name, value in own.items()]
+        return [f"--config={self.recipe}", *kept, *texts]
+
+    def config(self) -> ConfigDict:
+        """Return the config, valid; raises InputError for what is not."""
+        return read_config(self.arguments())
+
+
+class Parser(argparse.ArgumentParser):
+    """What the command lines of experiments share, what is wrong with one being an InputError."""
+
+    def __init__(self, description: str, **options: Any) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
+        self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+        self.add_argument("--workdir", type=pathlib.Path, help="for the run directories")
+        self.add_argument("--out", type=pathlib.Path, help="of the results, without extension")
+        self.add_argument(
+            "--report", action="store_true", help="write the results there are; train nothing"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError in place of printing the usage."""
+        raise InputError(message)
+
+    def given(self) -> tuple[argparse.Namespace, tuple[str, ...]]:
+        """Return the arguments of this process, and the overrides of the recipe among them."""
+        arguments, rest = self.parse_known_args()
+        for argument in rest:
+            if not argument.startswith("--config.") or "=" not in argument:
+                raise InputError(
+                    f"unexpected argument {argument!r}; seeds are given as --seeds 0 1 2, fields of"
+                    " the recipe as --config.FIELD=VALUE"
+                )
+            if _field(argument) == "seed":
+                raise InputError(f"{argument}: seeds are given as --seeds 0 1 2")
+        if len(set(arguments.seeds)) < len(arguments.seeds):
+            raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
+        return arguments, (*dataset(arguments.data), *rest)
+
+
+def dataset(data: str | None) -> tuple[str, ...]:
+    """Return the overrides by which a recipe reads `data`, a folder or a name; () for its own."""
+    if data is None:
+        return ()
+    folder = pathlib.Path(data).expanduser()
+    if folder.is_dir():
+        return ("--config.dataset.name=folder", f"--config.dataset.path={folder.resolve()}")
+    if data.startswith(("/", ".", "~")):
+        raise InputError(f"--data={data}: there is no such folder")
+    return (f"--config.dataset.name={data}", "--config.dataset.path=")
+
+
+def read_config(arguments: list[str]) -> ConfigDict:
+    """Return the config that run.py takes from its command line `arguments`, valid.
+
+    Raises InputError naming what is wrong.
+    """
+    recipe, *overrides = arguments
+    for override in overrides:
+        name, text = _field(override), override.partition("=")[2]
+        if name not in FIELDS:
+            raise unknown_field(name)
+        try:
+            _parsed([recipe, override])
+        except (flags.Error, TypeError, ValueError, SyntaxError):
+            raise bad_value(name, text) from None
+    config = _parsed(arguments)
+    config_lib.validate(config)
+    return config
+
+
+def _parsed(arguments: list[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["run.py", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values["config"].value
+
+
+def _field(override: str) -> str:
+    return override.removeprefix("--config.").partition("=")[0]
+
+
+def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Return the result of a trial that has ended as its config has it, None of any other."""
+    directory, config = trial.directory(workdir), trial.config()
+    try:
+        was = dict(config_lib.flatten(config_lib.load(directory / "config.json")))
+        result = json.loads((directory / "result.json").read_text())
+        num_train = round(result["step"] * config.batch_size / result["epoch"])
+    except (OSError, InputError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+    if any(was[n] != v for n, v in config_lib.flatten(config) if n not in CHANGEABLE):
+        return None
+    return finished_result(directory, total_steps(config, num_train))
+
+
+def train(trial: Trial, workdir: pathlib.Path, done: Callable[[], Any] | None = None) -> str | None:
+    """Train `trial` to its end, or until `done()` is true, unless it is there already.
+
+    Returns None, or the line that says why it failed. Its output goes to stderr. On an interrupt
+    the run saves and stops before KeyboardInterrupt goes on.
+    """
+    done = done or (lambda: finished(trial, workdir))
+    if done():
+        return None
+    directory = trial.directory(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    _note_session(trial, directory)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *trial.arguments(), f"--workdir={directory}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # an interrupt from the terminal reaches it through us, once
+    )
+    lines: list[str] = []
+    echo = threading.Thread(target=_echo, args=(process, directory.name, lines))
+    echo.start()
+    stopped = False
+    try:
+        while process.poll() is None:
+            if not stopped and done():
+                process.send_signal(signal.SIGTERM)
+                stopped = True
+            try:
+                process.wait(POLL)
+            except subprocess.TimeoutExpired:
+                continue
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+    finally:
+        echo.join()
+    if process.returncode == 0 and done():
+        return None
+    last = lines[-1] if lines else f"exit code {process.returncode}"
+    return last.removeprefix("error: ")
+
+
+def _echo(process: subprocess.Popen, name: str, lines: list[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip():
+            lines.append(line.strip())
+            print(f"{name}: {line.rstrip()}", file=sys.stderr, flush=True)
+
+
+def _note_session(trial: Trial, directory: pathlib.Path) -> None:
+    session = {
+        "date": datetime.date.today().isoformat(),
+        "device": device(),
+        "versions": versions(),
+        "command": command(trial),
+    }
+    with (directory / SESSIONS).open("a") as file:
+        file.write(json.dumps(session) + "\n")
+
+
+def device() -> str:
+    """Return the devices that a run gets, asked of a process of its own, which lets go of them."""
+    code = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    name = asked.stdout.strip().removeprefix("1 x ") or "unknown"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def command(trial: Trial) -> str:
+    """Return the command line of `trial` without the places where things lie."""
+    recipe = trial.recipe
+    shown = recipe.relative_to(ROOT) if recipe.is_relative_to(ROOT) else recipe.name
+    rest = without_places(trial.arguments()[1:])
+    return " ".join(["run.py", f"--config={shown}", *rest])
+
+
+def without_places(overrides: Iterable[str]) -> list[str]:
+    """Return `overrides` less those that say where the pictures lie: nobody else's business."""
+    return [o for o in overrides if _field(o) not in ("dataset.path", "dataset.data_dir")]
+
+
+def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
+    """Write `tree`, with date and code, as OUT.json, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
+    config_lib.write_json(tree | stamp, out.with_suffix(".json"))
+
+
+def record(trial: Trial, workdir: pathlib.Path, failure: str | None = None) -> dict[str, Any]:
+    """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
+
+    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
+    """
+    directory = trial.directory(workdir)
+    result = finished(trial, workdir)
+    status = "finished" if result else "failed" if failure else "unfinished"
+    found: dict[str, Any] = {
+        "name": trial.name,
+        "seed": trial.seed,
+        "differences": trial.differences,
+        "status": status,
+    }
+    if result:
+        found |= {name: result[name] for name in (*ERRORS, "step", "epoch", "seconds")}
+    else:
+        found |= {"failure": failure} if failure else {}
+        found["epoch"] = max((line["epoch"] for line in read_lines(directory)), default=0.0)
+    path = directory / SESSIONS
+    sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return found | {"sessions": sessions, "command": command(trial)}
+
+
+def read_lines(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a run's metrics.jsonl, also while it is being written."""
+    found = []
+    try:
+        text = (directory / "metrics.jsonl").read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # torn: the run is at it, or was killed
+            continue
+    return found
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Return mean, standard deviation (n - 1; None of fewer than two) and n of `values`."""
+    values = list(values)
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def percent(of: dict[str, Any]) -> str:
+    """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
+    if of["mean"] is None:
+        return "-"
+    deviation = "" if of["std"] is None else f" +- {100 * of['std']:.2f}"
+    return f"{100 * of['mean']:.2f}{deviation} % (n {of['n']})"
+
+
+def run(
+    trials: list[Trial], workdir: pathlib.Path, *, report_only: bool, write: Callable[[list], None]
+) -> int:
+    """Train all `trials`, `write` their records after each, and return the exit code.
+
+    It is 0 where all have ended or an interrupt came, 1 where one has failed.
+    """
+    for trial in trials:  # all that is wrong is said before the first is trained
+        trial.config()
+    failures: dict[str, str] = {}
+
+    def records() -> list[dict[str, Any]]:
+        return [record(t, workdir, failures.get(t.directory(workdir).name)) for t in trials]
+
+    try:
+        for trial in [] if report_only else trials:
+            failure = train(trial, workdir)
+            if failure:
+                failures[trial.directory(workdir).name] = failure
+            write(records())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+    write(records())
+    for name, failure in failures.items():
+        print(f"failed: {name}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(experiment: Callable[[], int]) -> NoReturn:
+    """Leave with the exit code of `experiment`: 2, and one line, for bad input."""
+    as_interrupts()
+    try:
+        code = experiment()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
