@@ -2,22 +2,26 @@
 
     python experiments/cifar10.py --net=80sec --data=CIFAR10_PNG --seeds 0 1 2
 
-Trains configs/cifar10_NET.py with each seed in WORKDIR/NET-seedN; the same command goes on with what
-was stopped. Writes OUT.json (each run's errors, seconds, device, versions and command; mean and
-standard deviation beside the published error) and OUT.png (curves). CIFAR10_PNG is a folder with
-train/<class>/ and test/<class>/; without --data, tfds' cifar10. Further --config.FIELD=VALUE go to
-run.py, and label the result.
+Trains configs/cifar10_NET.py with each seed in WORKDIR/NET-seedN; the same command goes on with
+what was stopped. Writes OUT.json (each run's errors, seconds, device, versions and command; mean
+and standard deviation beside the published error) and OUT.png (curves); by default OUT is
+WORKDIR/NET, WORKDIR runs/cifar10. CIFAR10_PNG is a folder with train/<class>/ and test/<class>/;
+without --data, tfds' cifar10. Further --config.FIELD=VALUE go to run.py, and label the result.
 """
 
-import json
 import pathlib
 import sys
+import textwrap
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import curves, trials
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+
+from experiments import trials
+from experiments.curves import COLOURS
 
 # The published error, and which of ours is measured in the same way: on the whole picture, or as
 # the mean of nine crops.
@@ -44,6 +48,40 @@ def summary(net: str, overrides: tuple[str, ...], runs: list[dict[str, Any]]) ->
     }
 
 
+def title(found: dict[str, Any]) -> str:
+    """Return what the runs of a result file are, and the published error."""
+    changes = [o for o in found["overrides"] if not o.startswith("--config.dataset.")]
+    return f"{' '.join([found['net'], *changes])} (published {100 * found['published']:.0f} %)"
+
+
+def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.Path) -> None:
+    """Draw the errors over epochs of `runs`, lines of metrics.jsonl, as OUT.png."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for lines in runs:
+        epochs, errors = trials.training_errors(lines)
+        validation = [line for line in lines if line["split"] == "val"]
+        axis.plot(epochs, 100 * errors, ":", color=COLOURS[1], linewidth=1)
+        axis.plot(
+            [line["epoch"] for line in validation],
+            [100 * line["top1_error"] for line in validation],
+            color=COLOURS[0],
+            linewidth=1,
+            marker="." if len(validation) < 30 else None,
+        )
+    published = 100 * found["published"]
+    axis.axhline(published, color="0.4", linewidth=1, linestyle="--")
+    axis.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None), xlim=(0, None))
+    axis.set_title("\n".join(textwrap.wrap(title(found), 90)), fontsize=9)
+    handles = [
+        Line2D([], [], color=COLOURS[0], label="test, a line a seed"),
+        Line2D([], [], color=COLOURS[1], linestyle=":", label="training, mean over an epoch"),
+        Line2D([], [], color="0.4", linestyle="--", label=f"published, {published:.0f} %"),
+    ]
+    axis.legend(handles=handles, frameon=False)
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
 def main() -> int:
     """Do what the command line says and return the exit code."""
     parser = trials.Parser(__doc__)
@@ -57,20 +95,10 @@ def main() -> int:
     def write(runs: list[dict[str, Any]]) -> None:
         found = summary(given.net, overrides, runs)
         trials.write_json(found, out)
-        drawn = {
-            f"seed {trial.seed}": curves.curve(trial.directory(workdir))
-            for trial in all_trials
-            if trials.read_lines(trial.directory(workdir))
-        }
-        if drawn:
-            curves.plot(drawn, out.with_suffix(".png"))
-        label = f" with {' '.join(found['overrides'])}" if found["overrides"] else ""
-        print(
-            f"{given.net}{label}: {trials.percent(found['error'])},"
-            f" published {100 * found['published']:.0f} %"
-        )
+        plot(found, [trials.read_lines(trial.directory(workdir)) for trial in all_trials], out)
+        print(f"{title(found)}: {trials.percent(found['error'])}")
 
-    return trials.run(all_trials, workdir, report_only=given.report, write=write)
+    return trials.run(all_trials, workdir, train_which=lambda trial: not given.report, write=write)
 
 
 if __name__ == "__main__":

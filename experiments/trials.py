@@ -5,11 +5,12 @@ that has ended is not trained again, and one that fails is reported while the ot
 """
 
 import argparse
+import contextlib
 import datetime
+import functools
 import json
 import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -83,18 +85,21 @@ class Parser(argparse.ArgumentParser):
 
     def given(self) -> tuple[argparse.Namespace, tuple[str, ...]]:
         """Return the arguments of this process, and the overrides of the recipe among them."""
-        arguments, rest = self.parse_known_args()
-        for argument in rest:
-            if not argument.startswith("--config.") or "=" not in argument:
-                raise InputError(
-                    f"unexpected argument {argument!r}; seeds are given as --seeds 0 1 2, fields of"
-                    " the recipe as --config.FIELD=VALUE"
-                )
-            if _field(argument) == "seed":
-                raise InputError(f"{argument}: seeds are given as --seeds 0 1 2")
+        overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
+        arguments, rest = self.parse_known_args([a for a in sys.argv[1:] if a not in overrides])
+        if rest:
+            raise InputError(
+                f"unexpected argument {rest[0]!r}; seeds are given as --seeds 0 1 2, fields of the"
+                " recipe as --config.FIELD=VALUE"
+            )
+        for override in overrides:
+            if "=" not in override:
+                raise InputError(f"{override}: fields are given as --config.FIELD=VALUE")
+            if _field(override) == "seed":
+                raise InputError(f"{override}: seeds are given as --seeds 0 1 2")
         if len(set(arguments.seeds)) < len(arguments.seeds):
             raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
-        return arguments, (*dataset(arguments.data), *rest)
+        return arguments, (*dataset(arguments.data), *overrides)
 
 
 def dataset(data: str | None) -> tuple[str, ...]:
@@ -154,13 +159,18 @@ def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
     return finished_result(directory, total_steps(config, num_train))
 
 
-def train(trial: Trial, workdir: pathlib.Path, done: Callable[[], Any] | None = None) -> str | None:
-    """Train `trial` to its end, or until `done()` is true, unless it is there already.
+def train(
+    trial: Trial, workdir: pathlib.Path, enough: Callable[[], bool] = lambda: False
+) -> str | None:
+    """Train `trial` to its end, or until there is `enough()` of it, unless that is so already.
 
     Returns None, or the line that says why it failed. Its output goes to stderr. On an interrupt
     the run saves and stops before KeyboardInterrupt goes on.
     """
-    done = done or (lambda: finished(trial, workdir))
+
+    def done() -> bool:
+        return enough() or finished(trial, workdir) is not None
+
     if done():
         return None
     directory = trial.directory(workdir)
@@ -178,18 +188,14 @@ def train(trial: Trial, workdir: pathlib.Path, done: Callable[[], Any] | None = 
     lines: list[str] = []
     echo = threading.Thread(target=_echo, args=(process, directory.name, lines))
     echo.start()
-    stopped = False
     try:
-        while process.poll() is None:
-            if not stopped and done():
-                process.send_signal(signal.SIGTERM)
-                stopped = True
-            try:
+        while process.poll() is None and not enough():
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL)
-            except subprocess.TimeoutExpired:
-                continue
+        process.terminate()  # which one that has ended does not notice
+        process.wait()
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         process.wait()
         raise
     finally:
@@ -219,6 +225,7 @@ def _note_session(trial: Trial, directory: pathlib.Path) -> None:
         file.write(json.dumps(session) + "\n")
 
 
+@functools.cache
 def device() -> str:
     """Return the devices that a run gets, asked of a process of its own, which lets go of them."""
     code = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
@@ -286,6 +293,20 @@ def read_lines(directory: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
+def training_errors(lines: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs and errors after each training step logged in `lines`, the rows of a run.
+
+    An error is the mean top-1 error of the batches, each before its update, of the epoch that ends
+    there; in the first epoch of what there is of it.
+    """
+    of_train = [(line["epoch"], line["top1_error"]) for line in lines if line["split"] == "train"]
+    epochs, errors = np.array(of_train, np.float64).reshape(-1, 2).T
+    sums = np.concatenate([[0.0], np.cumsum(errors)])
+    begins = np.searchsorted(epochs, epochs - 1 + 1e-9, "right")
+    ends = np.arange(1, len(epochs) + 1)
+    return epochs, (sums[ends] - sums[begins]) / (ends - begins)
+
+
 def spread(values: Iterable[float]) -> dict[str, Any]:
     """Return mean, standard deviation (n - 1; None of fewer than two) and n of `values`."""
     values = list(values)
@@ -305,30 +326,33 @@ def percent(of: dict[str, Any]) -> str:
 
 
 def run(
-    trials: list[Trial], workdir: pathlib.Path, *, report_only: bool, write: Callable[[list], None]
+    trials: list[Trial],
+    workdir: pathlib.Path,
+    *,
+    train_which: Callable[[Trial], bool],
+    write: Callable[[list[dict[str, Any]]], None],
 ) -> int:
-    """Train all `trials`, `write` their records after each, and return the exit code.
+    """Train those of `trials`, `write` the records of all after each, and return the exit code.
 
     It is 0 where all have ended or an interrupt came, 1 where one has failed.
     """
     for trial in trials:  # all that is wrong is said before the first is trained
         trial.config()
-    failures: dict[str, str] = {}
+    failures: dict[pathlib.Path, str] = {}
 
     def records() -> list[dict[str, Any]]:
-        return [record(t, workdir, failures.get(t.directory(workdir).name)) for t in trials]
+        return [record(t, workdir, failures.get(t.directory(workdir))) for t in trials]
 
     try:
-        for trial in [] if report_only else trials:
-            failure = train(trial, workdir)
-            if failure:
-                failures[trial.directory(workdir).name] = failure
+        for trial in filter(train_which, trials):
+            if failure := train(trial, workdir):
+                failures[trial.directory(workdir)] = failure
             write(records())
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
     write(records())
-    for name, failure in failures.items():
-        print(f"failed: {name}: {failure}", file=sys.stderr)
+    for directory, failure in failures.items():
+        print(f"failed: {directory.name}: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
