@@ -11,7 +11,6 @@ without --data, tfds' cifar10. Further --config.FIELD=VALUE go to run.py, and la
 
 import pathlib
 import sys
-import textwrap
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -48,12 +47,6 @@ def summary(net: str, overrides: tuple[str, ...], runs: list[dict[str, Any]]) ->
     }
 
 
-def title(found: dict[str, Any]) -> str:
-    """Return what the runs of a result file are, and the published error."""
-    changes = [o for o in found["overrides"] if not o.startswith("--config.dataset.")]
-    return f"{' '.join([found['net'], *changes])} (published {100 * found['published']:.0f} %)"
-
-
 def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.Path) -> None:
     """Draw the errors over epochs of `runs`, lines of metrics.jsonl, as OUT.png."""
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -71,7 +64,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
     published = 100 * found["published"]
     axis.axhline(published, color="0.4", linewidth=1, linestyle="--")
     axis.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None), xlim=(0, None))
-    axis.set_title("\n".join(textwrap.wrap(title(found), 90)), fontsize=9)
+    axis.set_title(trials.label(found["net"], found["overrides"]), fontsize=9)
     handles = [
         Line2D([], [], color=COLOURS[0], label="test, a line a seed"),
         Line2D([], [], color=COLOURS[1], linestyle=":", label="training, mean over an epoch"),
@@ -96,7 +89,10 @@ def main() -> int:
         found = summary(given.net, overrides, runs)
         trials.write_json(found, out)
         plot(found, [trials.read_lines(trial.directory(workdir)) for trial in all_trials], out)
-        print(f"{title(found)}: {trials.percent(found['error'])}")
+        print(
+            f"{trials.label(given.net, overrides)}: {trials.percent(found['error'])},"
+            f" published {100 * found['published']:.0f} %"
+        )
 
     return trials.run(all_trials, workdir, train_which=lambda trial: not given.report, write=write)
 

@@ -37,9 +37,7 @@ STYLES = {"relu": "-", "tanh": "--"}
 NAMES = {"relu": "ReLU", "tanh": "tanh"}
 
 
-def trial(
-    activation: str, rate: float, seed: int, overrides: tuple[str, ...] = ()
-) -> trials.Trial:
+def trial(activation: str, rate: float, seed: int, overrides: tuple[str, ...] = ()) -> trials.Trial:
     """Return the run of figure 1's net with `activation`."""
     stages = trials.read_config([f"--config={RECIPE}", *overrides]).model.stages
     own = tuple(tuple(activation if s == "relu" else s for s in of_layer) for of_layer in stages)
@@ -136,7 +134,9 @@ def summary(
 
 
 def plot(
-    result: dict[str, Any], curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], out: pathlib.Path
+    result: dict[str, Any],
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    out: pathlib.Path,
 ) -> None:
     """Draw training error over epochs as in the paper, a line a seed, as OUT.png."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -225,10 +225,10 @@ def _say(activation: str, result: dict[str, Any]) -> None:
     if activation not in result:
         print(f"{NAMES[activation]}: {TARGET:.0%} training error not reached at any rate")
         return
-    of_activation = result[activation]
+    epochs, rate = result[activation]["epochs"], result[activation]["learning_rate"]
     print(
-        f"{NAMES[activation]}: {_number(of_activation['epochs'])} epochs to {TARGET:.0%} training"
-        f" error at rate {of_activation['learning_rate']:g}; paper: about {PAPER[activation]}"
+        f"{NAMES[activation]}: {_number(epochs)} epochs to {TARGET:.0%} training error at rate"
+        f" {rate:g}; paper: about {PAPER[activation]}"
     )
 
 

@@ -14,6 +14,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
@@ -245,6 +246,12 @@ def command(trial: Trial) -> str:
 def without_places(overrides: Iterable[str]) -> list[str]:
     """Return `overrides` less those that say where the pictures lie: nobody else's business."""
     return [o for o in overrides if _field(o) not in ("dataset.path", "dataset.data_dir")]
+
+
+def label(name: str, overrides: Iterable[str]) -> str:
+    """Return the title of results: `name`, and the overrides that make them other than it says."""
+    changes = [o.removeprefix("--config.") for o in overrides if "--config.dataset." not in o]
+    return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
 
 
 def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
