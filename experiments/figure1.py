@@ -198,7 +198,7 @@ def main() -> int:
                 _train(each, workdir, math.inf, failures)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
-    result = {"overrides": trials.without_places(overrides)}
+    result: dict[str, Any] = {"overrides": trials.without_places(overrides)}
     result |= summary(found, chosen, given.seeds, workdir, failures)
     trials.write_json(result, out)
     lines = {
