@@ -52,7 +52,7 @@ def no_lrn(config: ConfigDict) -> Differences:
 
 
 def no_overlap(config: ConfigDict) -> Differences:
-    """Pool over windows as large as the stride: the maps after them stay as large."""
+    """Pool over windows as large as the stride: of maps of an odd side, the results are as large."""
     if config.model.pool.window <= config.model.pool.stride:
         raise NotApplicable("its pooling windows do not overlap")
     return {"model.pool.window": config.model.pool.stride}

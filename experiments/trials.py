@@ -100,7 +100,9 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{override}: seeds are given as --seeds 0 1 2")
         if len(set(arguments.seeds)) < len(arguments.seeds):
             raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
-        return arguments, (*dataset(arguments.data), *overrides)
+        every = (*dataset(arguments.data), *overrides)
+        # Of a field given twice the last counts; run.py joins tuples that are given twice.
+        return arguments, tuple({_field(override): override for override in every}.values())
 
 
 def dataset(data: str | None) -> tuple[str, ...]:
@@ -209,10 +211,11 @@ def train(
 
 def _echo(process: subprocess.Popen, name: str, lines: list[str]) -> None:
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.strip():
-            lines.append(line.strip())
-            print(f"{name}: {line.rstrip()}", file=sys.stderr, flush=True)
+    with process.stderr:
+        for line in process.stderr:
+            if line.strip():
+                lines.append(line.strip())
+                print(f"{name}: {line.rstrip()}", file=sys.stderr, flush=True)
 
 
 def _note_session(trial: Trial, directory: pathlib.Path) -> None:
