@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from experiments import trials
+from experiments import command_line, trials
 from experiments.curves import COLOURS
 
 METRICS = ("ten_crop_top1_error", "ten_crop_top5_error")
@@ -52,7 +52,7 @@ def no_lrn(config: ConfigDict) -> Differences:
 
 
 def no_overlap(config: ConfigDict) -> Differences:
-    """Pool over windows as large as the stride: of maps of an odd side, the results are as large."""
+    """Pool over windows as large as the stride: maps of an odd side become as large as before."""
     if config.model.pool.window <= config.model.pool.stride:
         raise NotApplicable("its pooling windows do not overlap")
     return {"model.pool.window": config.model.pool.stride}
@@ -211,9 +211,13 @@ def markdown(table: dict[str, Any]) -> str:
         for metric in METRICS:
             points = row[metric]["points_more_than_full"]
             shown = "" if name == "full" or points is None else f"{points:+.2f}"
-            cells += [trials.percent(row[metric]), shown]
+            cells += [_percent(row[metric]), shown]
         lines.append("| " + " | ".join([*cells, row["paper"]]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _percent(of_metric: dict[str, Any]) -> str:
+    return trials.percent(of_metric).partition(" (")[0]
 
 
 def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pathlib.Path) -> None:
@@ -221,7 +225,7 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
     rows = [name for name, row in table.items() if row[METRICS[0]]["n"]]
     if not rows:
         return
-    figure, axis = plt.subplots(figsize=(7, 1.3 + 0.32 * len(rows)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 1.6 + 0.32 * len(rows)), layout="constrained")
     ended = [run for run in runs if run["status"] == "finished"]
     axis.plot(
         [100 * run[METRICS[0]] for run in ended],
@@ -239,14 +243,14 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel="top-1 error, mean over the test's crops (%)", ylim=(len(rows) - 0.5, -0.5))
     axis.set_title(title, fontsize=9)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(out.with_suffix(".png"), dpi=110)
     plt.close(figure)
 
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = trials.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/alexnet.py")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these; report all")
     given, overrides = parser.given()
@@ -255,7 +259,7 @@ def main() -> int:
     recipe = given.config.resolve()
     workdir = given.workdir or pathlib.Path("runs/ablations")
     out = given.out or workdir / "ablations"
-    found, left_out = ablations(trials.read_config([f"--config={recipe}", *overrides]))
+    found, left_out = ablations(command_line.read_config([f"--config={recipe}", *overrides]))
     for name in given.only or []:
         if name not in found:
             reason = f" does not apply: {left_out[name]}" if name in left_out else " is none"
@@ -270,7 +274,7 @@ def main() -> int:
 
     def write(runs: list[dict[str, Any]]) -> None:
         table = summary(found, runs)
-        labels = trials.without_places(overrides)
+        labels = command_line.without_places(overrides)
         about = {"recipe": recipe.name, "overrides": labels, "left_out": left_out}
         trials.write_json(about | {"table": table, "runs": runs}, out)
         out.with_suffix(".md").write_text(markdown(table))
@@ -287,4 +291,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    trials.main(main)
+    command_line.main(main)

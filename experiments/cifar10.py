@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from experiments import trials
+from experiments import command_line, trials
 from experiments.curves import COLOURS
 
 # The published error, and which of ours is measured in the same way: on the whole picture, or as
@@ -38,7 +38,7 @@ def summary(net: str, overrides: tuple[str, ...], runs: list[dict[str, Any]]) ->
     ended = [run for run in runs if run["status"] == "finished"]
     return {
         "net": net,
-        "overrides": trials.without_places(overrides),
+        "overrides": command_line.without_places(overrides),
         "metric": metric,
         "published": published,
         "error": trials.spread(run[metric] for run in ended),
@@ -77,7 +77,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = trials.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--net", required=True, choices=list(NETS), help="which")
     given, overrides = parser.given()
     workdir = given.workdir or pathlib.Path("runs/cifar10")
@@ -85,17 +85,20 @@ def main() -> int:
     recipe = ROOT / f"configs/cifar10_{given.net}.py"
     all_trials = [trials.Trial(given.net, recipe, overrides, {}, seed) for seed in given.seeds]
 
+    found: dict[str, Any] = {}
+
     def write(runs: list[dict[str, Any]]) -> None:
-        found = summary(given.net, overrides, runs)
+        found.update(summary(given.net, overrides, runs))
         trials.write_json(found, out)
         plot(found, [trials.read_lines(trial.directory(workdir)) for trial in all_trials], out)
-        print(
-            f"{trials.label(given.net, overrides)}: {trials.percent(found['error'])},"
-            f" published {100 * found['published']:.0f} %"
-        )
 
-    return trials.run(all_trials, workdir, train_which=lambda trial: not given.report, write=write)
+    code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)
+    print(
+        f"{trials.label(given.net, overrides)}: {trials.percent(found['error'])},"
+        f" published {100 * found['published']:.0f} %"
+    )
+    return code
 
 
 if __name__ == "__main__":
-    trials.main(main)
+    command_line.main(main)

@@ -13,6 +13,7 @@ seed by seed, with mean and standard deviation) and OUT.png (the paper's plot); 
 WORKDIR/figure1, WORKDIR runs/figure1. Further --config.FIELD=VALUE go to run.py.
 """
 
+import functools
 import math
 import pathlib
 import sys
@@ -25,12 +26,13 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import trials
+from alexnet_jax.errors import InputError
+from experiments import command_line, trials
 from experiments.curves import COLOURS
 
 RECIPE = ROOT / "configs/figure1.py"
 ACTIVATIONS = ("relu", "tanh")
-RATES = (0.01, 0.003, 0.03, 0.001, 0.1)  # from the likely ones outwards
+RATES = (0.001, 0.003, 0.0003, 0.01, 0.0001)  # from the likely ones outwards
 TARGET = 0.25
 PAPER = {"relu": 6, "tanh": 36, "ratio": 6}  # epochs as read from the plot, ratio from its caption
 STYLES = {"relu": "-", "tanh": "--"}
@@ -39,7 +41,7 @@ NAMES = {"relu": "ReLU", "tanh": "tanh"}
 
 def trial(activation: str, rate: float, seed: int, overrides: tuple[str, ...] = ()) -> trials.Trial:
     """Return the run of figure 1's net with `activation`."""
-    stages = trials.read_config([f"--config={RECIPE}", *overrides]).model.stages
+    stages = command_line.read_config([f"--config={RECIPE}", *overrides]).model.stages
     own = tuple(tuple(activation if s == "relu" else s for s in of_layer) for of_layer in stages)
     differences = {"model.stages": own, "learning_rate": rate}
     return trials.Trial(f"{activation}-lr{rate:g}", RECIPE, overrides, differences, seed)
@@ -79,23 +81,14 @@ def best(tried: list[trials.Trial], workdir: pathlib.Path) -> trials.Trial | Non
 def search(
     tried: list[trials.Trial], workdir: pathlib.Path, failures: dict[pathlib.Path, str]
 ) -> None:
-    """Train `tried`, each no longer than the best of those before it."""
+    """Train `tried` to the target, each no longer than the best of those before it."""
     limit = math.inf
     for each in tried:
         directory = each.directory(workdir)
-        _train(each, workdir, limit, failures)
+        enough = functools.partial(beyond, directory, limit)
+        if failure := trials.train(each, workdir, enough):
+            failures[directory] = failure
         limit = min(limit, epochs_taken(directory))
-
-
-def _train(
-    each: trials.Trial,
-    workdir: pathlib.Path,
-    limit: float,
-    failures: dict[pathlib.Path, str],
-) -> None:
-    directory = each.directory(workdir)
-    if failure := trials.train(each, workdir, lambda: beyond(directory, limit)):
-        failures[directory] = failure
 
 
 def diverged(failure: str) -> bool:
@@ -125,12 +118,18 @@ def summary(
     ratios = {s: epochs["tanh"][s] / epochs["relu"][s] for s in both}
     result["tanh_by_relu"] = trials.spread(ratios.values()) | {"by_seed": ratios}
     result["runs"] = [
-        trials.record(t, workdir, failures.get(t.directory(workdir)))
-        | {"epochs_to_target": epochs_to(trials.read_lines(t.directory(workdir)), TARGET)}
+        _record(t, workdir, failures.get(t.directory(workdir)))
         for each in found.values()
         for t in each
     ]
     return result
+
+
+def _record(each: trials.Trial, workdir: pathlib.Path, failure: str | None) -> dict[str, Any]:
+    """Return the record of a run; its status is 'there' if it has got to the target."""
+    run = trials.record(each, workdir, failure)
+    reached = epochs_to(trials.read_lines(each.directory(workdir)), TARGET)
+    return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
 
 
 def plot(
@@ -171,9 +170,11 @@ def plot(
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = trials.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="in this order")
     given, overrides = parser.given()
+    if any(command_line.field(override) == "learning_rate" for override in overrides):
+        raise InputError("--config.learning_rate: the rates are given as --rates 0.001 0.003")
     workdir = given.workdir or pathlib.Path("runs/figure1")
     out = given.out or workdir / "figure1"
     found = {
@@ -192,13 +193,14 @@ def main() -> int:
             if first is None:
                 continue
             chosen[activation] = first
+            _warn_of_the_end(first, given.rates)
             others = [first._replace(seed=seed) for seed in given.seeds[1:]]
             tried += others
             for each in [] if given.report else others:
-                _train(each, workdir, math.inf, failures)
+                search([each], workdir, failures)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
-    result: dict[str, Any] = {"overrides": trials.without_places(overrides)}
+    result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
     result |= summary(found, chosen, given.seeds, workdir, failures)
     trials.write_json(result, out)
     lines = {
@@ -221,6 +223,12 @@ def main() -> int:
     return 1 if broken else 0
 
 
+def _warn_of_the_end(first: trials.Trial, rates: list[float]) -> None:
+    rate = first.differences["learning_rate"]
+    if rate in (min(rates), max(rates)):
+        print(f"{first.name}: the best of --rates is at their end; give more", file=sys.stderr)
+
+
 def _say(activation: str, result: dict[str, Any]) -> None:
     if activation not in result:
         print(f"{NAMES[activation]}: {TARGET:.0%} training error not reached at any rate")
@@ -238,4 +246,4 @@ def _number(of: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    trials.main(main)
+    command_line.main(main)

@@ -4,7 +4,6 @@ A trial is an ordinary run in WORKDIR/NAME-seedN. One that has been killed goes 
 that has ended is not trained again, and one that fails is reported while the others go on.
 """
 
-import argparse
 import contextlib
 import datetime
 import functools
@@ -17,19 +16,18 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import CHANGEABLE, FIELDS, bad_value, unknown_field
-from alexnet_jax.signals import as_interrupts
+from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.version import versions
 from alexnet_jax.workdir import finished_result
+from experiments.command_line import field, read_config, without_places
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
@@ -53,99 +51,13 @@ class Trial(NamedTuple):
     def arguments(self) -> list[str]:
         """Return the command line of run.py, without --workdir."""
         own = self.differences | {"seed": self.seed}
-        kept = [o for o in self.overrides if _field(o) not in own]
+        kept = [o for o in self.overrides if field(o) not in own]
         texts = [f"--config.{name}={value}" for name, value in own.items()]
         return [f"--config={self.recipe}", *kept, *texts]
 
     def config(self) -> ConfigDict:
         """Return the config, valid; raises InputError for what is not."""
         return read_config(self.arguments())
-
-
-class Parser(argparse.ArgumentParser):
-    """What the command lines of experiments share, what is wrong with one being an InputError."""
-
-    def __init__(self, description: str, **options: Any) -> None:
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            **options,
-        )
-        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
-        self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-        self.add_argument("--workdir", type=pathlib.Path, help="for the run directories")
-        self.add_argument("--out", type=pathlib.Path, help="of the results, without extension")
-        self.add_argument(
-            "--report", action="store_true", help="write the results there are; train nothing"
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError in place of printing the usage."""
-        raise InputError(message)
-
-    def given(self) -> tuple[argparse.Namespace, tuple[str, ...]]:
-        """Return the arguments of this process, and the overrides of the recipe among them."""
-        overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
-        arguments, rest = self.parse_known_args([a for a in sys.argv[1:] if a not in overrides])
-        if rest:
-            raise InputError(
-                f"unexpected argument {rest[0]!r}; seeds are given as --seeds 0 1 2, fields of the"
-                " recipe as --config.FIELD=VALUE"
-            )
-        for override in overrides:
-            if "=" not in override:
-                raise InputError(f"{override}: fields are given as --config.FIELD=VALUE")
-            if _field(override) == "seed":
-                raise InputError(f"{override}: seeds are given as --seeds 0 1 2")
-        if len(set(arguments.seeds)) < len(arguments.seeds):
-            raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
-        every = (*dataset(arguments.data), *overrides)
-        # Of a field given twice the last counts; run.py joins tuples that are given twice.
-        return arguments, tuple({_field(override): override for override in every}.values())
-
-
-def dataset(data: str | None) -> tuple[str, ...]:
-    """Return the overrides by which a recipe reads `data`, a folder or a name; () for its own."""
-    if data is None:
-        return ()
-    folder = pathlib.Path(data).expanduser()
-    if folder.is_dir():
-        return ("--config.dataset.name=folder", f"--config.dataset.path={folder.resolve()}")
-    if data.startswith(("/", ".", "~")):
-        raise InputError(f"--data={data}: there is no such folder")
-    return (f"--config.dataset.name={data}", "--config.dataset.path=")
-
-
-def read_config(arguments: list[str]) -> ConfigDict:
-    """Return the config that run.py takes from its command line `arguments`, valid.
-
-    Raises InputError naming what is wrong.
-    """
-    recipe, *overrides = arguments
-    for override in overrides:
-        name, text = _field(override), override.partition("=")[2]
-        if name not in FIELDS:
-            raise unknown_field(name)
-        try:
-            _parsed([recipe, override])
-        except (flags.Error, TypeError, ValueError, SyntaxError):
-            raise bad_value(name, text) from None
-    config = _parsed(arguments)
-    config_lib.validate(config)
-    return config
-
-
-def _parsed(arguments: list[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    argv = ["run.py", *arguments]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values["config"].value
-
-
-def _field(override: str) -> str:
-    return override.removeprefix("--config.").partition("=")[0]
 
 
 def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -246,11 +158,6 @@ def command(trial: Trial) -> str:
     return " ".join(["run.py", f"--config={shown}", *rest])
 
 
-def without_places(overrides: Iterable[str]) -> list[str]:
-    """Return `overrides` less those that say where the pictures lie: nobody else's business."""
-    return [o for o in overrides if _field(o) not in ("dataset.path", "dataset.data_dir")]
-
-
 def label(name: str, overrides: Iterable[str]) -> str:
     """Return the title of results: `name`, and the overrides that make them other than it says."""
     changes = [o.removeprefix("--config.") for o in overrides if "--config.dataset." not in o]
@@ -342,7 +249,7 @@ def run(
     train_which: Callable[[Trial], bool],
     write: Callable[[list[dict[str, Any]]], None],
 ) -> int:
-    """Train those of `trials`, `write` the records of all after each, and return the exit code.
+    """Train those of `trials`, `write` the records of all before and after each; return exit code.
 
     It is 0 where all have ended or an interrupt came, 1 where one has failed.
     """
@@ -353,25 +260,15 @@ def run(
     def records() -> list[dict[str, Any]]:
         return [record(t, workdir, failures.get(t.directory(workdir))) for t in trials]
 
+    write(records())  # first, so that what cannot be written is known at once
     try:
         for trial in filter(train_which, trials):
             if failure := train(trial, workdir):
                 failures[trial.directory(workdir)] = failure
             write(records())
     except KeyboardInterrupt:
+        write(records())
         print("stopped; the same command goes on where it was", file=sys.stderr)
-    write(records())
     for directory, failure in failures.items():
         print(f"failed: {directory.name}: {failure}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def main(experiment: Callable[[], int]) -> NoReturn:
-    """Leave with the exit code of `experiment`: 2, and one line, for bad input."""
-    as_interrupts()
-    try:
-        code = experiment()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
