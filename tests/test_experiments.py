@@ -147,12 +147,13 @@ def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
     monkeypatch.setenv("XLA_FLAGS", runs.cpu_devices(1)["XLA_FLAGS"])
     arguments = [
         f"--config={_recipe('quickstart')}",
-        *(a for a in runs.TINY if not a.startswith("--config=")),
-        "--config.model.hidden=(16, 16)",  # with a space
+        "--data=digits",
         f"--config.dataset.data_dir={data_dir}",
+        *(override for override in runs.TINY if not override.startswith("--config=")),
+        "--config.model.hidden=(16, 16)",  # again, and with a space
         "--config.num_steps=2",
         f"--workdir={tmp_path}",
-        "--only=full",  # for the programs of which other tests have use
+        "--only=full",  # for the programs, of which other tests have use
         "--seeds",
         "3",
     ]
