@@ -11,7 +11,7 @@ from alexnet_jax.errors import InputError
 SMALLEST, LARGEST = 1e-30, 1e9
 WIDEST = 32  # pixels of a pooling window: each is a slice of the compiled step, as is each of ...
 LONGEST = 255  # ... the neighbours of a normalisation
-STAGES = ("relu", "lrn", "spatial_norm", "max_pool", "avg_pool")
+STAGES = ("relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool")
 
 
 class Field(NamedTuple):

@@ -43,6 +43,9 @@ class AlexNet(nn.Module):
     of the same network: its parameters are the halves of each kernel's and bias's last axis, and
     what reads both columns gathers the other's half first. The logits are whole on either device.
 
+    The hidden layers (fc6, fc7) are followed by tanh if the last convolutional one is, else by
+    ReLU.
+
     Outputs of fc6 and fc7 are scaled by 1 - dropout when testing if `dropout_scaling` is 'test', as
     in the paper (section 4.2), or by its inverse when training if it is 'train', as in today's
     libraries. The networks are the same but for the scale of weights and learning rates: with the
@@ -114,8 +117,9 @@ class AlexNet(nn.Module):
 
         x = self._both_columns(x)
         x = x.reshape(x.shape[0], -1)  # in the order height, width, channel
+        activation = "tanh" if "tanh" in self.stages[-1] else "relu"
         for i, width in enumerate(self.hidden, start=len(self.layers) + 1):
-            x = self._note(f"relu{i}", nn.relu(self._dense(i, width, x)))
+            x = self._note(f"{activation}{i}", self._stage(activation, self._dense(i, width, x)))
             x = self._note(f"dropout{i}", self._dropout(x, train, example_ids))
             x = self._both_columns(x)
         last = len(self.layers) + len(self.hidden) + 1
@@ -151,6 +155,8 @@ class AlexNet(nn.Module):
         pool = {"window": self.pool["window"], "stride": self.pool["stride"]}
         if stage == "relu":
             return nn.relu(x)
+        if stage == "tanh":
+            return nn.tanh(x)
         if stage == "lrn":
             return self._lrn(x)
         if stage == "spatial_norm":

@@ -1,0 +1,1 @@
+"""Scripts that measure: benchmarks, and the experiments whose results are claimed."""

@@ -1,0 +1,123 @@
+"""The command lines of experiments, and the configs that run.py makes of its own.
+
+What is wrong with either is an InputError of one line.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import InputError
+from alexnet_jax.fields import FIELDS, bad_value, unknown_field
+from alexnet_jax.signals import as_interrupts
+
+
+class Parser(argparse.ArgumentParser):
+    """What the command lines of experiments share, what is wrong with one being an InputError."""
+
+    def __init__(self, description: str, **options: Any) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
+        self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+        self.add_argument("--workdir", type=pathlib.Path, help="for the run directories")
+        self.add_argument("--out", type=pathlib.Path, help="of the results, without extension")
+        self.add_argument(
+            "--report", action="store_true", help="write the results there are; train nothing"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError in place of printing the usage."""
+        raise InputError(message)
+
+    def given(self) -> tuple[argparse.Namespace, tuple[str, ...]]:
+        """Return the arguments of this process, and the overrides of the recipe among them."""
+        overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
+        arguments, rest = self.parse_known_args([a for a in sys.argv[1:] if a not in overrides])
+        if rest:
+            raise InputError(
+                f"unexpected argument {rest[0]!r}; seeds are given as --seeds 0 1 2, fields of the"
+                " recipe as --config.FIELD=VALUE"
+            )
+        for override in overrides:
+            if "=" not in override:
+                raise InputError(f"{override}: fields are given as --config.FIELD=VALUE")
+            if field(override) == "seed":
+                raise InputError(f"{override}: seeds are given as --seeds 0 1 2")
+        if len(set(arguments.seeds)) < len(arguments.seeds):
+            raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
+        every = (*dataset(arguments.data), *overrides)
+        # Of a field given twice the last counts; run.py joins tuples that are given twice.
+        return arguments, tuple({field(override): override for override in every}.values())
+
+
+def dataset(data: str | None) -> tuple[str, ...]:
+    """Return the overrides by which a recipe reads `data`, a folder or a name; () for its own."""
+    if data is None:
+        return ()
+    folder = pathlib.Path(data).expanduser()
+    if folder.is_dir():
+        return ("--config.dataset.name=folder", f"--config.dataset.path={folder.resolve()}")
+    if data.startswith(("/", ".", "~")):
+        raise InputError(f"--data={data}: there is no such folder")
+    return (f"--config.dataset.name={data}", "--config.dataset.path=")
+
+
+def read_config(arguments: list[str]) -> ConfigDict:
+    """Return the config that run.py takes from its command line `arguments`, valid.
+
+    Raises InputError naming what is wrong.
+    """
+    recipe, *overrides = arguments
+    for override in overrides:
+        name, text = field(override), override.partition("=")[2]
+        if name not in FIELDS:
+            raise unknown_field(name)
+        try:
+            _parsed([recipe, override])
+        except (flags.Error, TypeError, ValueError, SyntaxError):
+            raise bad_value(name, text) from None
+    config = _parsed(arguments)
+    config_lib.validate(config)
+    return config
+
+
+def _parsed(arguments: list[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["run.py", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values["config"].value
+
+
+def field(override: str) -> str:
+    """Return FIELD of '--config.FIELD=VALUE'."""
+    return override.removeprefix("--config.").partition("=")[0]
+
+
+def without_places(overrides: Iterable[str]) -> list[str]:
+    """Return `overrides` less those that say where the pictures lie: nobody else's business."""
+    return [o for o in overrides if field(o) not in ("dataset.path", "dataset.data_dir")]
+
+
+def main(experiment: Callable[[], int]) -> NoReturn:
+    """Leave with the exit code of `experiment`: 2, and one line, for bad input."""
+    as_interrupts()
+    try:
+        code = experiment()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:  # while nothing was being trained
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,249 @@
+"""Figure 1 of the paper: epochs to 25 % training error with ReLU and with tanh, on CIFAR-10.
+
+    python experiments/figure1.py --data=CIFAR10_PNG --seeds 0 1 2
+
+For each activation the first seed is trained at the --rates in turn, and the one that gets there in
+the fewest epochs is taken for the other seeds. A run is stopped when it is there, and in the search
+when it has taken longer than the best so far, so that what is searched last costs least. The same
+command goes on with what was stopped; a run whose numbers become infinite is a rate too high.
+
+Training error is the mean over the last epoch's batches, each before its update (figure 1 does not
+say how it was measured). Writes OUT.json (all runs; epochs at the rate taken, and tanh's by ReLU's,
+seed by seed, with mean and standard deviation) and OUT.png (the paper's plot); by default OUT is
+WORKDIR/figure1, WORKDIR runs/figure1. Further --config.FIELD=VALUE go to run.py.
+"""
+
+import functools
+import math
+import pathlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from alexnet_jax.errors import InputError
+from experiments import command_line, trials
+from experiments.curves import COLOURS
+
+RECIPE = ROOT / "configs/figure1.py"
+ACTIVATIONS = ("relu", "tanh")
+RATES = (0.001, 0.003, 0.0003, 0.01, 0.0001)  # from the likely ones outwards
+TARGET = 0.25
+PAPER = {"relu": 6, "tanh": 36, "ratio": 6}  # epochs as read from the plot, ratio from its caption
+STYLES = {"relu": "-", "tanh": "--"}
+NAMES = {"relu": "ReLU", "tanh": "tanh"}
+
+
+def trial(activation: str, rate: float, seed: int, overrides: tuple[str, ...] = ()) -> trials.Trial:
+    """Return the run of figure 1's net with `activation`."""
+    stages = command_line.read_config([f"--config={RECIPE}", *overrides]).model.stages
+    own = tuple(tuple(activation if s == "relu" else s for s in of_layer) for of_layer in stages)
+    differences = {"model.stages": own, "learning_rate": rate}
+    return trials.Trial(f"{activation}-lr{rate:g}", RECIPE, overrides, differences, seed)
+
+
+def epochs_to(lines: Iterable[dict[str, Any]], target: float) -> float | None:
+    """Return after how many epochs, at least one, the training error of a run is `target`.
+
+    None where it has not come so far. `lines` are those of its metrics.jsonl.
+    """
+    epochs, errors = trials.training_errors(lines)
+    there = (epochs >= 1) & (errors <= target)
+    return float(epochs[np.argmax(there)]) if there.any() else None
+
+
+def epochs_taken(directory: pathlib.Path) -> float:
+    """Return `epochs_to` the target of the run in `directory`, infinity if it is not there."""
+    reached = epochs_to(trials.read_lines(directory), TARGET)
+    return math.inf if reached is None else reached
+
+
+def beyond(directory: pathlib.Path, limit: float) -> bool:
+    """Return whether the run in `directory` is there, or has taken more than `limit` epochs."""
+    lines = trials.read_lines(directory)
+    if epochs_to(lines, TARGET) is not None:
+        return True
+    return max((line["epoch"] for line in lines), default=0.0) > limit
+
+
+def best(tried: list[trials.Trial], workdir: pathlib.Path) -> trials.Trial | None:
+    """Return that of `tried` which got to the target in the fewest epochs, None where none did."""
+    taken = {t.directory(workdir): epochs_taken(t.directory(workdir)) for t in tried}
+    first = min(tried, key=lambda t: taken[t.directory(workdir)])
+    return None if math.isinf(taken[first.directory(workdir)]) else first
+
+
+def search(
+    tried: list[trials.Trial], workdir: pathlib.Path, failures: dict[pathlib.Path, str]
+) -> None:
+    """Train `tried` to the target, each no longer than the best of those before it."""
+    limit = math.inf
+    for each in tried:
+        directory = each.directory(workdir)
+        enough = functools.partial(beyond, directory, limit)
+        if failure := trials.train(each, workdir, enough):
+            failures[directory] = failure
+        limit = min(limit, epochs_taken(directory))
+
+
+def diverged(failure: str) -> bool:
+    """Return whether a run failed with this because its learning rate is too high."""
+    return ": loss is " in failure
+
+
+def summary(
+    found: dict[str, list[trials.Trial]],
+    chosen: dict[str, trials.Trial],
+    seeds: list[int],
+    workdir: pathlib.Path,
+    failures: dict[pathlib.Path, str],
+) -> dict[str, Any]:
+    """Return the result file: `found` are all runs of an activation, `chosen` one at its rate."""
+    result: dict[str, Any] = {"target_training_error": TARGET, "paper": PAPER}
+    epochs: dict[str, dict[int, float]] = {}
+    for activation, each in chosen.items():
+        of_rate = [t for t in found[activation] if t.name == each.name]
+        taken = {t.seed: epochs_taken(t.directory(workdir)) for t in of_rate}
+        epochs[activation] = {seed: e for seed, e in taken.items() if math.isfinite(e)}
+        result[activation] = {
+            "learning_rate": each.differences["learning_rate"],
+            "epochs": trials.spread(epochs[activation].values()),
+        }
+    both = [s for s in seeds if all(s in epochs.get(a, {}) for a in ACTIVATIONS)]
+    ratios = {s: epochs["tanh"][s] / epochs["relu"][s] for s in both}
+    result["tanh_by_relu"] = trials.spread(ratios.values()) | {"by_seed": ratios}
+    result["runs"] = [
+        _record(t, workdir, failures.get(t.directory(workdir)))
+        for each in found.values()
+        for t in each
+    ]
+    return result
+
+
+def _record(each: trials.Trial, workdir: pathlib.Path, failure: str | None) -> dict[str, Any]:
+    """Return the record of a run; its status is 'there' if it has got to the target."""
+    run = trials.record(each, workdir, failure)
+    reached = epochs_to(trials.read_lines(each.directory(workdir)), TARGET)
+    return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
+
+
+def plot(
+    result: dict[str, Any],
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    out: pathlib.Path,
+) -> None:
+    """Draw training error over epochs as in the paper, a line a seed, as OUT.png."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for activation, colour in zip(ACTIVATIONS, COLOURS, strict=False):
+        for number, (epochs, errors) in enumerate(curves.get(activation, [])):
+            label = f"{NAMES[activation]}, rate {result[activation]['learning_rate']:g}"
+            shown = np.searchsorted(epochs, np.arange(0.25, epochs[-1] + 0.25, 0.25))
+            shown = np.unique(np.minimum(shown, len(epochs) - 1))
+            axis.plot(
+                epochs[shown],
+                errors[shown],
+                STYLES[activation],
+                color=colour,
+                linewidth=1.2,
+                label="_" * bool(number) + label,
+            )
+    axis.axhline(TARGET, color="0.6", linewidth=0.8)
+    axis.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 0.9), xlim=(0, None))
+    ratio = result["tanh_by_relu"]
+    if ratio["n"]:
+        deviation = "" if ratio["std"] is None else f" ± {ratio['std']:.1f}"
+        axis.set_title(
+            f"to 25 %: tanh takes {ratio['mean']:.1f}{deviation} times ReLU's epochs"
+            f" (n {ratio['n']}; paper: {PAPER['ratio']})",
+            fontsize=9,
+        )
+    if axis.lines[1:]:
+        axis.legend(frameon=False)
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="in this order")
+    given, overrides = parser.given()
+    if any(command_line.field(override) == "learning_rate" for override in overrides):
+        raise InputError("--config.learning_rate: the rates are given as --rates 0.001 0.003")
+    workdir = given.workdir or pathlib.Path("runs/figure1")
+    out = given.out or workdir / "figure1"
+    found = {
+        a: [trial(a, rate, given.seeds[0], overrides) for rate in dict.fromkeys(given.rates)]
+        for a in ACTIVATIONS
+    }
+    for each in (t for of_activation in found.values() for t in of_activation):
+        each.config()  # what is wrong is said before the first is trained
+    chosen: dict[str, trials.Trial] = {}
+    failures: dict[pathlib.Path, str] = {}
+    try:
+        for activation, tried in found.items():
+            if not given.report:
+                search(tried, workdir, failures)
+            first = best(tried, workdir)
+            if first is None:
+                continue
+            chosen[activation] = first
+            _warn_of_the_end(first, given.rates)
+            others = [first._replace(seed=seed) for seed in given.seeds[1:]]
+            tried += others
+            for each in [] if given.report else others:
+                search([each], workdir, failures)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+    result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
+    result |= summary(found, chosen, given.seeds, workdir, failures)
+    trials.write_json(result, out)
+    lines = {
+        a: [
+            trials.training_errors(trials.read_lines(t.directory(workdir)))
+            for t in found[a]
+            if t.name == each.name
+        ]
+        for a, each in chosen.items()
+    }
+    plot(result, {a: [c for c in curves if len(c[0])] for a, curves in lines.items()}, out)
+    for activation in ACTIVATIONS:
+        _say(activation, result)
+    ratio = result["tanh_by_relu"]
+    if ratio["n"]:
+        print(f"tanh by ReLU: {_number(ratio)}; paper: about {PAPER['ratio']}")
+    broken = {d: failure for d, failure in failures.items() if not diverged(failure)}
+    for directory, failure in broken.items():
+        print(f"failed: {directory.name}: {failure}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _warn_of_the_end(first: trials.Trial, rates: list[float]) -> None:
+    rate = first.differences["learning_rate"]
+    if rate in (min(rates), max(rates)):
+        print(f"{first.name}: the best of --rates is at their end; give more", file=sys.stderr)
+
+
+def _say(activation: str, result: dict[str, Any]) -> None:
+    if activation not in result:
+        print(f"{NAMES[activation]}: {TARGET:.0%} training error not reached at any rate")
+        return
+    epochs, rate = result[activation]["epochs"], result[activation]["learning_rate"]
+    print(
+        f"{NAMES[activation]}: {_number(epochs)} epochs to {TARGET:.0%} training error at rate"
+        f" {rate:g}; paper: about {PAPER[activation]}"
+    )
+
+
+def _number(of: dict[str, Any]) -> str:
+    deviation = "" if of["std"] is None else f" +- {of['std']:.2f}"
+    return f"{of['mean']:.2f}{deviation} (n {of['n']})"
+
+
+if __name__ == "__main__":
+    command_line.main(main)

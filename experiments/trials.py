@@ -1,0 +1,274 @@
+"""Trials: runs of run.py that differ by named fields and by seed, trained one after the other.
+
+A trial is an ordinary run in WORKDIR/NAME-seedN. One that has been killed goes on where it was, one
+that has ended is not trained again, and one that fails is reported while the others go on.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.epochs import total_steps
+from alexnet_jax.errors import InputError
+from alexnet_jax.fields import CHANGEABLE
+from alexnet_jax.version import versions
+from alexnet_jax.workdir import finished_result
+from experiments.command_line import field, read_config, without_places
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
+ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
+POLL = 2.0  # seconds between two looks at whether a trial has got where it should
+
+
+class Trial(NamedTuple):
+    """One run: `recipe` with `overrides` ('--config.FIELD=VALUE'), `differences`, and `seed`."""
+
+    name: str
+    recipe: pathlib.Path
+    overrides: tuple[str, ...]
+    differences: dict[str, Any]
+    seed: int
+
+    def directory(self, workdir: pathlib.Path) -> pathlib.Path:
+        """Return the run directory."""
+        return workdir / f"{self.name}-seed{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """Return the command line of run.py, without --workdir."""
+        own = self.differences | {"seed": self.seed}
+        kept = [o for o in self.overrides if field(o) not in own]
+        texts = [f"--config.{name}={value}" for name, value in own.items()]
+        return [f"--config={self.recipe}", *kept, *texts]
+
+    def config(self) -> ConfigDict:
+        """Return the config, valid; raises InputError for what is not."""
+        return read_config(self.arguments())
+
+
+def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Return the result of a trial that has ended as its config has it, None of any other."""
+    directory, config = trial.directory(workdir), trial.config()
+    try:
+        was = dict(config_lib.flatten(config_lib.load(directory / "config.json")))
+        result = json.loads((directory / "result.json").read_text())
+        num_train = round(result["step"] * config.batch_size / result["epoch"])
+    except (OSError, InputError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+    if any(was[n] != v for n, v in config_lib.flatten(config) if n not in CHANGEABLE):
+        return None
+    return finished_result(directory, total_steps(config, num_train))
+
+
+def train(
+    trial: Trial, workdir: pathlib.Path, enough: Callable[[], bool] = lambda: False
+) -> str | None:
+    """Train `trial` to its end, or until there is `enough()` of it, unless that is so already.
+
+    Returns None, or the line that says why it failed. Its output goes to stderr. On an interrupt
+    the run saves and stops before KeyboardInterrupt goes on.
+    """
+
+    def done() -> bool:
+        return enough() or finished(trial, workdir) is not None
+
+    if done():
+        return None
+    directory = trial.directory(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    _note_session(trial, directory)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *trial.arguments(), f"--workdir={directory}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # an interrupt from the terminal reaches it through us, once
+    )
+    lines: list[str] = []
+    echo = threading.Thread(target=_echo, args=(process, directory.name, lines))
+    echo.start()
+    try:
+        while process.poll() is None and not enough():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+        process.terminate()  # which one that has ended does not notice
+        process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        echo.join()
+    if process.returncode == 0 and done():
+        return None
+    last = lines[-1] if lines else f"exit code {process.returncode}"
+    return last.removeprefix("error: ")
+
+
+def _echo(process: subprocess.Popen, name: str, lines: list[str]) -> None:
+    assert process.stderr is not None
+    with process.stderr:
+        for line in process.stderr:
+            if line.strip():
+                lines.append(line.strip())
+                print(f"{name}: {line.rstrip()}", file=sys.stderr, flush=True)
+
+
+def _note_session(trial: Trial, directory: pathlib.Path) -> None:
+    session = {
+        "date": datetime.date.today().isoformat(),
+        "device": device(),
+        "versions": versions(),
+        "command": command(trial),
+    }
+    with (directory / SESSIONS).open("a") as file:
+        file.write(json.dumps(session) + "\n")
+
+
+@functools.cache
+def device() -> str:
+    """Return the devices that a run gets, asked of a process of its own, which lets go of them."""
+    code = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    name = asked.stdout.strip().removeprefix("1 x ") or "unknown"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def command(trial: Trial) -> str:
+    """Return the command line of `trial` without the places where things lie."""
+    recipe = trial.recipe
+    shown = recipe.relative_to(ROOT) if recipe.is_relative_to(ROOT) else recipe.name
+    rest = without_places(trial.arguments()[1:])
+    return " ".join(["run.py", f"--config={shown}", *rest])
+
+
+def label(name: str, overrides: Iterable[str]) -> str:
+    """Return the title of results: `name`, and the overrides that make them other than it says."""
+    changes = [o.removeprefix("--config.") for o in overrides if "--config.dataset." not in o]
+    return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
+
+
+def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
+    """Write `tree`, with date and code, as OUT.json, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
+    config_lib.write_json(tree | stamp, out.with_suffix(".json"))
+
+
+def record(trial: Trial, workdir: pathlib.Path, failure: str | None = None) -> dict[str, Any]:
+    """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
+
+    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
+    """
+    directory = trial.directory(workdir)
+    result = finished(trial, workdir)
+    status = "finished" if result else "failed" if failure else "unfinished"
+    found: dict[str, Any] = {
+        "name": trial.name,
+        "seed": trial.seed,
+        "differences": trial.differences,
+        "status": status,
+    }
+    if result:
+        found |= {name: result[name] for name in (*ERRORS, "step", "epoch", "seconds")}
+    else:
+        found |= {"failure": failure} if failure else {}
+        found["epoch"] = max((line["epoch"] for line in read_lines(directory)), default=0.0)
+    path = directory / SESSIONS
+    sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return found | {"sessions": sessions, "command": command(trial)}
+
+
+def read_lines(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a run's metrics.jsonl, also while it is being written."""
+    found = []
+    try:
+        text = (directory / "metrics.jsonl").read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # torn: the run is at it, or was killed
+            continue
+    return found
+
+
+def training_errors(lines: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs and errors after each training step logged in `lines`, the rows of a run.
+
+    An error is the mean top-1 error of the batches, each before its update, of the epoch that ends
+    there; in the first epoch of what there is of it.
+    """
+    of_train = [(line["epoch"], line["top1_error"]) for line in lines if line["split"] == "train"]
+    epochs, errors = np.array(of_train, np.float64).reshape(-1, 2).T
+    sums = np.concatenate([[0.0], np.cumsum(errors)])
+    begins = np.searchsorted(epochs, epochs - 1 + 1e-9, "right")
+    ends = np.arange(1, len(epochs) + 1)
+    return epochs, (sums[ends] - sums[begins]) / (ends - begins)
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Return mean, standard deviation (n - 1; None of fewer than two) and n of `values`."""
+    values = list(values)
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def percent(of: dict[str, Any]) -> str:
+    """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
+    if of["mean"] is None:
+        return "-"
+    deviation = "" if of["std"] is None else f" +- {100 * of['std']:.2f}"
+    return f"{100 * of['mean']:.2f}{deviation} % (n {of['n']})"
+
+
+def run(
+    trials: list[Trial],
+    workdir: pathlib.Path,
+    *,
+    train_which: Callable[[Trial], bool],
+    write: Callable[[list[dict[str, Any]]], None],
+) -> int:
+    """Train those of `trials`, `write` the records of all before and after each; return exit code.
+
+    It is 0 where all have ended or an interrupt came, 1 where one has failed.
+    """
+    for trial in trials:  # all that is wrong is said before the first is trained
+        trial.config()
+    failures: dict[pathlib.Path, str] = {}
+
+    def records() -> list[dict[str, Any]]:
+        return [record(t, workdir, failures.get(t.directory(workdir))) for t in trials]
+
+    write(records())  # first, so that what cannot be written is known at once
+    try:
+        for trial in filter(train_which, trials):
+            if failure := train(trial, workdir):
+                failures[trial.directory(workdir)] = failure
+            write(records())
+    except KeyboardInterrupt:
+        write(records())
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+    for directory, failure in failures.items():
+        print(f"failed: {directory.name}: {failure}", file=sys.stderr)
+    return 1 if failures else 0

@@ -1,0 +1,356 @@
+"""Experiments: differences that do what they are named for, trials that go on, what is reported."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import AlexNet, geometry
+from alexnet_jax import config as config_lib
+from experiments import ablations, cifar10, command_line, figure1, trials
+from tests import runs
+
+RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
+EIGHT_LAYERS = ("alexnet", "alexnet_two_device", "alexnet_cifar10", "quickstart")
+
+# A run.py of a few milliseconds: its errors fall to nothing in ten epochs over the learning rate,
+# by steps of a tenth of an epoch, and it ends by a signal alone; at rates above 1 it diverges.
+FAKE_RUN = """
+import json, pathlib, signal, sys
+given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+workdir = pathlib.Path(given["workdir"])
+rate = float(given["config.learning_rate"])
+signal.signal(signal.SIGTERM, lambda *_: (workdir / "saved").touch() or sys.exit(0))
+print("begun", file=sys.stderr, flush=True)
+if rate > 1:
+    sys.exit("error: step 7, training: loss is nan")
+if given["config.seed"] == "13":
+    sys.exit("error: no luck")
+with (workdir / "metrics.jsonl").open("w") as file:
+    for i in range(1, 301):
+        line = {"epoch": i / 10, "split": "train", "top1_error": max(0, 1 - rate * i / 100)}
+        file.write(json.dumps(line) + "\\n")
+signal.pause()
+"""
+
+
+@pytest.fixture
+def fake_run(tmp_path, monkeypatch):
+    """Let trials run FAKE_RUN, and what they ask on the side take no time."""
+    (tmp_path / "run.py").write_text(FAKE_RUN)
+    monkeypatch.setattr(trials, "ROOT", tmp_path)
+    monkeypatch.setattr(trials, "POLL", 0.02)
+    monkeypatch.setattr(trials, "device", lambda: "none")
+    return tmp_path / "runs"
+
+
+def _main(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["experiment", *map(str, arguments)])
+    return module.main()
+
+
+def _recipe(name):
+    return runs.ROOT / f"configs/{name}.py"
+
+
+def _config(name):
+    return command_line.read_config([f"--config={_recipe(name)}"])
+
+
+@pytest.mark.parametrize("name", EIGHT_LAYERS)
+def test_each_ablation_changes_what_it_names(name):
+    config = _config(name)
+    found, left_out = ablations.ablations(config)
+    assert not left_out
+    after = {name: ablations.changed(config, differences) for name, differences in found.items()}
+    layers = {name: geometry.layers(c.model, c.augment.crop) for name, c in after.items()}
+
+    def stages(name):
+        return [stage for of_layer in after[name].model.stages for stage in of_layer]
+
+    assert after["full"] == config
+    assert "lrn" in stages("full") and "lrn" not in stages("no_lrn")
+    assert after["no_overlap"].model.pool.window == after["no_overlap"].model.pool.stride
+    same = ("no_lrn", "no_colour", "no_crops_flips", "no_dropout", "tanh")
+    assert all(layers[name] == layers["full"] for name in same)
+    if name != "alexnet_cifar10":  # maps of an even side: 28 to 13 by windows of 3, to 14 by 2
+        assert layers["no_overlap"] == layers["full"]
+    widths = [np.array(after[name].model.features) for name in ("full", "half_width")]
+    np.testing.assert_array_equal(widths[1][:-1] * 2, widths[0][:-1])
+    assert layers["half_width"][5:] == layers["full"][5:]  # nothing else is narrower
+    assert after["half_width"].model.groups == 1
+    assert after["no_colour"].augment.colour_std == after["no_dropout"].model.dropout == 0
+    uncropped = after["no_crops_flips"]
+    assert uncropped.augment.crop == uncropped.dataset.image_size and not uncropped.augment.flip
+    assert "relu" not in stages("tanh") and stages("tanh").count("tanh") == 5
+    for removed in (2, 3, 4):
+        without = layers[f"without_conv{removed + 1}"]
+        outputs = [layer.outputs for layer in layers["full"]]
+        assert [layer.outputs for layer in without] == outputs[:removed] + outputs[removed + 1 :]
+        kept = sorted(stages("full"))
+        kept.remove("relu")
+        assert sorted(stages(f"without_conv{removed + 1}")) == kept
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_command_line_of_an_ablation_gives_its_config(recipe):
+    config = command_line.read_config([f"--config={recipe}"])
+    found, left_out = ablations.ablations(config)
+    assert "full" in found and all(left_out.values())
+    for name, differences in found.items():
+        read = trials.Trial(name, recipe, (), differences, config.seed).config()
+        wanted = dict(config_lib.flatten(ablations.changed(config, differences)))
+        assert dict(config_lib.flatten(read)) == wanted, name
+
+
+def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
+    config = _config("alexnet_two_device")
+    found, _ = ablations.ablations(config)
+    assert found["without_conv3"]["model.cross_layers"] == ("conv3",)
+    assert found["without_conv4"]["model.cross_layers"] == ("conv3",)
+    config.model.cross_layers = ("conv3", "conv5")
+    found, _ = ablations.ablations(config)
+    assert found["without_conv4"]["model.cross_layers"] == ("conv3", "conv4")
+    assert found["without_conv5"]["model.cross_layers"] == ("conv3",)
+
+
+def test_the_table_has_means_deviations_and_differences_from_full():
+    ended = [("full", 0.5), ("full", 0.6), ("no_lrn", 0.58)]
+    each = [
+        {"name": name, "status": "finished", **dict.fromkeys(trials.ERRORS, e)} for name, e in ended
+    ]
+    each.append({"name": "no_lrn", "status": "failed"})
+    found = {"full": {}, "no_lrn": {"a": 1}, "tanh": {"b": 2}}
+    table = ablations.summary(found, each)
+    top1 = {name: row["top1_error"] for name, row in table.items()}
+    assert top1["full"] == {
+        "mean": pytest.approx(0.55),
+        "std": pytest.approx(np.std([0.5, 0.6], ddof=1)),
+        "n": 2,
+        "points_more_than_full": 0,
+    }
+    assert top1["no_lrn"] == {"mean": 0.58, "std": None, "n": 1, "points_more_than_full": 3}
+    assert top1["tanh"]["mean"] is None
+    lines = ablations.markdown(table).splitlines()
+    assert lines[2].startswith("| full | 2 | 55.00 +- 7.07 % |  |")
+    assert lines[3].startswith("| no_lrn | 1 | 58.00 % | +3.00 |")
+    assert lines[3].endswith("| 1.4 / 1.2 |")
+    assert lines[4].startswith("| tanh | 0 | - |")
+
+
+def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(trials, "device", lambda: "a device")
+    monkeypatch.setenv("XLA_FLAGS", runs.cpu_devices(1)["XLA_FLAGS"])
+    arguments = [
+        f"--config={_recipe('quickstart')}",
+        "--data=digits",
+        f"--config.dataset.data_dir={data_dir}",
+        *(override for override in runs.TINY if not override.startswith("--config=")),
+        "--config.model.hidden=(16, 16)",  # again, and with a space
+        "--config.num_steps=2",
+        f"--workdir={tmp_path}",
+        "--only=full",  # for the programs, of which other tests have use
+        "--seeds",
+        "3",
+    ]
+    assert _main(ablations, monkeypatch, *arguments) == 0
+    table = capsys.readouterr().out
+    result = json.loads((tmp_path / "full-seed3/result.json").read_text())
+    found = json.loads((tmp_path / "ablations.json").read_text())
+    row = found["table"]["full"]["ten_crop_top1_error"]
+    assert (row["mean"], row["n"]) == (result["ten_crop_top1_error"], 1)
+    assert f"| full | 1 | {100 * result['ten_crop_top1_error']:.2f} % |" in table
+    assert "| no_lrn | 0 | - |" in table
+    run = next(run for run in found["runs"] if run["name"] == "full")
+    assert run["status"] == "finished" and run["step"] == 2
+    assert len(run["sessions"]) == 1 and run["sessions"][0]["device"] == "a device"
+    assert str(data_dir) not in (tmp_path / "ablations.json").read_text()
+    assert (tmp_path / "ablations.png").stat().st_size > 0
+    assert config_lib.load(tmp_path / "full-seed3/config.json").seed == 3
+
+    def trained_again(*_, **__):
+        raise AssertionError("a run that has ended is trained again")
+
+    monkeypatch.setattr(trials.subprocess, "Popen", trained_again)
+    assert _main(ablations, monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
+    trial = trials.Trial("net", _recipe("cifar10_80sec"), ("--config.num_epochs=2",), {}, 5)
+    directory = trial.directory(tmp_path)
+    directory.mkdir()
+    assert trials.finished(trial, tmp_path) is None
+    config_lib.save(trial.config(), directory / "config.json")
+    assert trials.finished(trial, tmp_path) is None
+    result = dict.fromkeys(trials.ERRORS, 0.3) | {"best_step": 782, "seconds": 9.0}
+    result |= {"step": 782, "epoch": 782 * 128 / 50000}
+    (directory / "result.json").write_text(json.dumps(result))
+    assert trials.finished(trial, tmp_path) == result
+    longer = trial._replace(overrides=("--config.num_epochs=3",))
+    assert trials.finished(longer, tmp_path) is None
+    other = trial._replace(differences={"learning_rate": 0.5})
+    assert trials.finished(other, tmp_path) is None
+    found = cifar10.summary("80sec", trial.overrides, [trials.record(trial, tmp_path)])
+    assert found["error"] == {"mean": 0.3, "std": None, "n": 1}
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(fake_run, monkeypatch, capsys):
+    def train_until_there(trial, workdir):
+        directory = trial.directory(workdir)
+        return train(trial, workdir, lambda: len(trials.read_lines(directory)) == 300)
+
+    train = trials.train
+    monkeypatch.setattr(trials, "train", train_until_there)
+    arguments = ["--net=80sec", f"--workdir={fake_run}", "--config.learning_rate=0.1"]
+    code = _main(cifar10, monkeypatch, *arguments, "--seeds", "13", "1")
+    assert code == 1
+    assert "failed: 80sec-seed13: no luck" in capsys.readouterr().err
+    found = json.loads((fake_run / "80sec.json").read_text())
+    states = [(run["seed"], run["status"], run.get("failure")) for run in found["runs"]]
+    assert states == [(13, "failed", "no luck"), (1, "unfinished", None)]
+    assert found["runs"][1]["epoch"] == 30
+
+
+def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
+    trial = figure1.trial("relu", 0.1, 0)
+    directory = trial.directory(fake_run)
+
+    def interrupt_when_begun():
+        if (directory / "metrics.jsonl").exists() and len(trials.read_lines(directory)) == 300:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        trials.train(trial, fake_run, interrupt_when_begun)
+    assert (directory / "saved").exists()
+
+
+def test_the_training_error_is_the_mean_over_the_last_epoch(tmp_path):
+    rng = np.random.default_rng(0)
+    errors = rng.random(40)
+    steps = np.arange(1, 41)
+    lines = [
+        {"epoch": 0.125 * step, "split": "train", "top1_error": error}
+        for step, error in zip(steps, errors, strict=True)
+    ]
+    lines.insert(17, {"epoch": 2.0, "split": "val", "top1_error": 0.0})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"epoch": 7, "spl')  # as a killed run leaves it
+    epochs, found = trials.training_errors(trials.read_lines(tmp_path))
+    np.testing.assert_array_equal(epochs, 0.125 * steps)
+    np.testing.assert_allclose(found, [errors[max(0, n - 8) : n].mean() for n in steps])
+    assert trials.training_errors([])[0].size == 0
+
+
+def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():
+    falling = [
+        {"epoch": i / 10, "split": "train", "top1_error": max(0, 1 - i / 100)}
+        for i in range(1, 101)
+    ]
+    assert figure1.epochs_to(falling, 0.25) == pytest.approx(7.5 + 0.5, abs=0.1)  # the window lags
+    assert figure1.epochs_to(falling[:60], 0.25) is None
+    low = [{"epoch": i / 10, "split": "train", "top1_error": 0.1} for i in range(1, 20)]
+    assert figure1.epochs_to(low, 0.25) == 1.0
+
+
+def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypatch, capsys):
+    monkeypatch.setattr(figure1, "RECIPE", _recipe("figure1"))
+    arguments = [f"--workdir={fake_run}", "--rates", "0.5", "2", "0.8", "0.3", "--seeds", "0", "1"]
+    assert _main(figure1, monkeypatch, *arguments) == 0  # a rate that diverges is no failure
+    found = json.loads((fake_run / "figure1.json").read_text())
+    for activation in figure1.ACTIVATIONS:
+        assert found[activation]["learning_rate"] == 0.8
+        assert found[activation]["epochs"]["n"] == 2
+        assert found[activation]["epochs"]["std"] == 0
+    assert found["tanh_by_relu"] == {
+        "mean": 1.0,
+        "std": 0.0,
+        "n": 2,
+        "by_seed": {"0": 1.0, "1": 1.0},
+    }
+    assert "tanh by ReLU: 1.00 +- 0.00 (n 2); paper: about 6" in capsys.readouterr().out
+    runs_of = [(run["name"], run["seed"], run["epochs_to_target"]) for run in found["runs"]]
+    assert len(runs_of) == 10
+    assert ("relu-lr0.5", 0, pytest.approx(15.5)) in runs_of
+    assert ("relu-lr2", 0, None) in runs_of
+    monkeypatch.setattr(trials, "train", None)
+    assert _main(figure1, monkeypatch, *arguments, "--report") == 0
+
+
+def test_figure_1s_nets_differ_in_activation_and_rate_alone():
+    relu, tanh = (
+        dict(config_lib.flatten(figure1.trial(a, 0.01, 0).config())) for a in figure1.ACTIVATIONS
+    )
+    assert {name for name in relu if relu[name] != tanh[name]} == {"model.stages"}
+    assert relu["weight_decay"] == relu["model.dropout"] == relu["augment.colour_std"] == 0
+    assert relu["augment.crop"] == relu["dataset.image_size"] and not relu["augment.flip"]
+    assert len(relu["model.layers"]) + len(relu["model.hidden"]) + 1 == 4
+
+
+def test_tanh_follows_the_convolution_and_the_hidden_layers():
+    model = AlexNet(
+        num_classes=3,
+        layers=("conv1",),
+        cross_layers=(),
+        features=(4,),
+        kernels=(1,),
+        strides=(1,),
+        padding=(0,),
+        stages=(("tanh",),),
+        hidden=(5,),
+        dropout=0.0,
+        init_std=0.5,
+        biases=(0.1, 0.2, 0.3),
+    )
+    images = jax.random.normal(jax.random.key(1), (2, 1, 1, 3))
+    logits, variables = jax.jit(
+        lambda images: model.init_with_output(
+            jax.random.key(0), images, mutable=["params", "intermediates"]
+        )
+    )(images)
+    x = np.asarray(images, np.float64).reshape(2, 3)
+    for name in ("conv1", "fc2", "fc3"):
+        layer = variables["params"][name]
+        kernel = np.asarray(layer["kernel"], np.float64)
+        x = x @ kernel.reshape(-1, kernel.shape[-1]) + np.asarray(layer["bias"], np.float64)
+        x = x if name == "fc3" else np.tanh(x)
+    np.testing.assert_allclose(logits, x, rtol=1e-5)
+    assert set(variables["intermediates"]) == {"tanh1", "tanh2", "dropout2"}
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (cifar10, ["--net=9pct"], "argument --net: invalid choice: '9pct'"),
+        (cifar10, ["--net=80sec", "--seeds=0", "1"], "unexpected argument '1'; seeds are given as"),
+        (cifar10, ["--net=80sec", "--seeds", "1", "1"], "--seeds names a seed twice"),
+        (cifar10, ["--net=80sec", "--config.seed=1"], "seeds are given as --seeds"),
+        (cifar10, ["--net=80sec", "--config.crop=1"], "did you mean 'augment.crop'?"),
+        (cifar10, ["--net=80sec", "--config.batch_size=none"], "config.batch_size='none'"),
+        (cifar10, ["--net=80sec", "--data=./nowhere"], "--data=./nowhere: there is no such folder"),
+        (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
+        (figure1, ["--rates", "0"], "config.learning_rate=0.0"),
+        (ablations, ["--config=configs/none.py"], "configs/none.py is no file"),
+        (ablations, ["--only=no_luck"], "--only=no_luck is none; of this recipe there are full,"),
+        (
+            ablations,
+            ["--only=no_lrn", f"--config={_recipe('cifar10_80sec')}"],
+            "--only=no_lrn does not apply: it has no lrn",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    module, arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command_line, "as_interrupts", lambda: None)
+    workdir = tmp_path / "runs"
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(lambda: _main(module, monkeypatch, *arguments, f"--workdir={workdir}"))
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not workdir.exists()
