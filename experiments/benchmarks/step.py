@@ -315,7 +315,7 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": str(ROOT)} | (HEAP if "heap" in name else {}),
             )
-            counted[name] = json.loads(_line(peers[name]))  # one compiles at a time
+            counted[name] = json.loads(answer(peers[name]))  # one compiles at a time
             with np.load(saved) as file:
                 gradients[name] = dict(file)
         times: dict[str, list[float]] = {name: [] for name in peers}
@@ -326,7 +326,7 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
                 stdin = peers[name].stdin
                 assert stdin is not None
                 print(steps, file=stdin, flush=True)
-                times[name] += json.loads(_line(peers[name]))
+                times[name] += json.loads(answer(peers[name]))
         for process in peers.values():
             process.communicate()
     ours = statistics.median(times["ours"])
@@ -343,7 +343,8 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
     return rows
 
 
-def _line(process: subprocess.Popen) -> str:
+def answer(process: subprocess.Popen) -> str:
+    """Return the next line of a peer."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -374,16 +375,16 @@ def main() -> None:
         _serve(args.serve, args.batch, args.gradients)
         return
     pythons = {"ours": sys.executable, "naive": sys.executable}
-    versions = _versions(sys.executable, "jax", "jaxlib", "flax", "optax")
+    used = versions(sys.executable, "jax", "jaxlib", "flax", "optax")
     if args.torch_python:
         pythons |= dict.fromkeys(PEERS[2:], args.torch_python)
-        versions |= _versions(args.torch_python, "torch")
+        used |= versions(args.torch_python, "torch")
     record: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
-        "versions": versions,
+        "versions": used,
         "operations_per_picture": operations(),
         "matrix_product_operations_per_second": [_product_rate()],
         "batches": {},
@@ -396,7 +397,8 @@ def main() -> None:
             pathlib.Path(f"{args.out}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _versions(python: str, *packages: str) -> dict[str, str]:
+def versions(python: str, *packages: str) -> dict[str, str]:
+    """Return the versions of packages in the environment of another Python."""
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
     said = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
     return dict(zip(packages, said.stdout.split(), strict=True))
