@@ -113,6 +113,13 @@ def tanh(config: ConfigDict) -> Differences:
     }
 
 
+def bfloat16(config: ConfigDict) -> Differences:
+    """Compute in bfloat16: nothing is taken away but bits, and the question is the same."""
+    if config.dtype == "bfloat16":
+        raise NotApplicable("it computes in bfloat16")
+    return {"dtype": "bfloat16"}
+
+
 def without_layer(config: ConfigDict, *, index: int) -> Differences:
     """Take layer `index` away; the one before takes over its pooling, the one after its name."""
     model = config.model
@@ -159,7 +166,16 @@ def ablations(config: ConfigDict) -> tuple[dict[str, Differences], dict[str, str
     """
     makers: dict[str, Callable[[ConfigDict], Differences]] = {
         f.__name__: f
-        for f in (no_lrn, no_overlap, half_width, no_colour, no_crops_flips, no_dropout, tanh)
+        for f in (
+            no_lrn,
+            no_overlap,
+            half_width,
+            no_colour,
+            no_crops_flips,
+            no_dropout,
+            tanh,
+            bfloat16,
+        )
     }
     for index, layer in enumerate(config.model.layers[2:], 2):
         makers[f"without_{layer}"] = functools.partial(without_layer, index=index)

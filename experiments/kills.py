@@ -24,6 +24,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
 import jax
 import numpy as np
 

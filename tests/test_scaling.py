@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax import model as model_lib
 from alexnet_jax.state import abstract_state
-from experiments.benchmarks.scaling import collectives, compiled_step
+from experiments.benchmarks.scaling import collectives, compiled_step, modelled
 from tests import runs
 
 
@@ -81,3 +81,11 @@ def test_collectives_are_read_from_the_text():
         ("all-gather", 64, [0, 1], 32),
         ("reduce-scatter", 32, [0, 2], 16),
     ]
+
+
+def test_the_model_adds_the_ring_all_reduce_to_a_step():
+    case = modelled("two cores, 1 GB/s:128:2.0:1", parameter_bytes=10**9)
+    # Of 1 GB over two devices each sends 1 GB, over four 1.5 GB, in as many seconds.
+    assert case["devices"][:3] == (1, 2, 4)
+    assert case["rows_a_device_kept"][:3] == [64.0, round(256 / 3, 1), round(512 / 3.5, 1)]
+    assert case["batch_kept"][:3] == [64.0, 64.0, 64.0]

@@ -33,6 +33,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 COMPILED = [("pmap", n) for n in (1, 2, 4, 8)] + [("split", n) for n in (2, 4, 8)]
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 BATCH = 128
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
 
 
@@ -167,15 +168,16 @@ def plot(report: dict[str, Any], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5))
     names = [f"{r['layout']}\n{r['devices']}" for r in report["compiled"]]
     base = np.zeros(len(names))
-    colours = ("#2e6da4", "#e08e0b", "#c0392b")
-    for kind, colour in zip(KINDS, colours, strict=False):
+    for kind, colour in zip(KINDS, COLOURS, strict=False):
         sent = [
             sum(c["bytes_sent"] for c in r["collectives"] if c["kind"] == kind) / 1e6
             for r in report["compiled"]
         ]
+        if not any(sent):
+            continue
         left.bar(names, sent, bottom=base, label=kind, color=colour)
         base += sent
     for x, r in enumerate(report["compiled"]):
@@ -187,11 +189,12 @@ def plot(report: dict[str, Any], path: str) -> None:
         ylim=(0, base.max() * 1.2),
     )
     left.legend(fontsize=8, frameon=False, loc="upper left")
-    for case in report["model"]:
+    for case, colour in zip(report["model"], COLOURS, strict=False):
         for key, style in (("rows_a_device_kept", "o-"), ("batch_kept", "s--")):
             share = [rate / (n * case[key][0]) for n, rate in zip(DEVICES, case[key], strict=True)]
             words = key.replace("_", " ").replace("rows a device", f"{case['rows']} rows a device")
-            right.plot(DEVICES, share, style, label=f"{case['name']}: {words}", markersize=4)
+            name = f"{case['name']}: {words}"
+            right.plot(DEVICES, share, style, color=colour, label=name, markersize=4)
     right.set_xscale("log", base=2)
     right.set_xticks(DEVICES, [str(n) for n in DEVICES])
     right.set(
@@ -200,7 +203,7 @@ def plot(report: dict[str, Any], path: str) -> None:
         title="MODEL, not measured:\nstep of one device + all-reduce, no overlap",
         ylim=(0, 1.05),
     )
-    right.legend(fontsize=8, frameon=False)
+    right.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
