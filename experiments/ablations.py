@@ -64,7 +64,7 @@ def half_width(config: ConfigDict) -> Differences:
     So the fully connected layers, which hold most parameters, stay what they are.
     """
     *halved, last = config.model.features
-    if len(halved) == 0 or min(halved) < 2:
+    if not halved or min(halved) < 2:
         raise NotApplicable("its layers cannot be halved")
     differences: Differences = {"model.features": (*(width // 2 for width in halved), last)}
     if config.model.groups == 2:
