@@ -1,5 +1,6 @@
-"""Convolution whose weight gradient is fast on a CPU."""
+"""Convolution whose weight gradient is fast on a CPU, and conv1 on an accelerator."""
 
+import math
 from functools import partial
 from itertools import product
 from typing import Any
@@ -49,11 +50,12 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, plain, strides, padding):
-    return plain(x, kernel)
+    elsewhere = partial(_elsewhere, plain=plain, strides=strides, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=plain, default=elsewhere)
 
 
 def _conv_fwd(x, kernel, plain, strides, padding):
-    return plain(x, kernel), (x, kernel)
+    return _conv(x, kernel, plain, strides, padding), (x, kernel)
 
 
 def _conv_bwd(plain, strides, padding, saved, g):
@@ -61,7 +63,8 @@ def _conv_bwd(plain, strides, padding, saved, g):
     (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
 
     def by_xla(x, g):
-        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
+        of_kernel = partial(_elsewhere, x, plain=plain, strides=strides, padding=padding)
+        return jax.linear_transpose(of_kernel, kernel)(g)[0]
 
     dots = partial(_weight_gradient, shape=kernel.shape, strides=strides, padding=padding)
     return dx, lax.platform_dependent(x, g, cpu=dots, default=by_xla)
@@ -70,43 +73,73 @@ def _conv_bwd(plain, strides, padding, saved, g):
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _weight_gradient(x, g, *, shape, strides, padding):
-    """dW[i, j] = sum over images and positions of x at (i, j) of its window, times g.
+def _elsewhere(x, kernel, *, plain, strides, padding):
+    """Return the convolution as it is computed on anything but a CPU.
 
-    Pixels are laid out as blocks of stride by stride pixels, their channels side by side: there
-    the stride is 1 and the kernel, filled up to whole blocks, is `blocks` wide.
+    Where a stride meets few channels, as in conv1, it is one of stride 1 over blocks of pixels, for
+    the matrix units of accelerators take channels by eights at least.
     """
-    channels, features = shape[2:]
-    blocks = [-(-k // s) for k, s in zip(shape[:2], strides, strict=True)]
-    outputs = g.shape[1:3]
-    sides = [o - 1 + b for o, b in zip(outputs, blocks, strict=True)]
-    fill = [
-        (low, side * s - size - low, 0)
-        for (low, _), side, s, size in zip(padding, sides, strides, x.shape[1:3], strict=True)
-    ]
-    block = strides[0] * strides[1] * channels
-    inputs = blocks[0] * blocks[1] * block
+    if max(strides) == 1 or x.shape[-1] >= 8:
+        return plain(x, kernel)
+    outputs = jax.eval_shape(plain, x, kernel).shape[1:3]
+    x = _in_blocks(x, kernel.shape, strides, padding, outputs)
+    return lax.conv_general_dilated(
+        x, _kernel_in_blocks(kernel, strides), (1, 1), "VALID", dimension_numbers=NHWC
+    )
+
+
+def _weight_gradient(x, g, *, shape, strides, padding):
+    """dW[i, j] = sum over images and positions of x at (i, j) of its window, times g."""
+    in_blocks = partial(_kernel_in_blocks, strides=strides)
+    blocks = jax.eval_shape(in_blocks, jnp.zeros(shape, x.dtype)).shape
+    height, width = g.shape[1:3]
+    inputs, features = math.prod(blocks[:3]), blocks[3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    some = _pictures_at_a_time(x.shape[0], outputs[0] * outputs[1] * inputs * x.dtype.itemsize)
+    some = _pictures_at_a_time(x.shape[0], height * width * inputs * x.dtype.itemsize)
 
     def add(dw, part):
         x, g = part
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
-        x = x.reshape(some, sides[0], strides[0], sides[1], strides[1], channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(some, *sides, block)
+        x = _in_blocks(x, shape, strides, padding, (height, width))
         x = lax.optimization_barrier(x)  # or XLA does it once for every window
-        windows = [
-            x[:, i : i + outputs[0], j : j + outputs[1]] for i, j in product(*map(range, blocks))
-        ]
+        windows = [x[:, i : i + height, j : j + width] for i, j in product(*map(range, blocks[:2]))]
         patches = jnp.concatenate(windows, axis=-1).reshape(-1, inputs)
         g = g.reshape(-1, features)
         return dw + lax.dot(patches.T, g, preferred_element_type=wide), None
 
     parts = [v.reshape(-1, some, *v.shape[1:]) for v in (x, g)]
     dw, _ = lax.scan(add, jnp.zeros((inputs, features), wide), parts)
-    dw = dw.reshape(*blocks, *strides, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    dw = dw.reshape(blocks[0] * strides[0], blocks[1] * strides[1], channels, features)
-    return dw[: shape[0], : shape[1]].astype(x.dtype)
+    kernel = jax.ShapeDtypeStruct(shape, wide)
+    return jax.linear_transpose(in_blocks, kernel)(dw.reshape(blocks))[0].astype(x.dtype)
+
+
+def _in_blocks(x, shape, strides, padding, outputs):
+    """Return the images as blocks of stride by stride pixels, their channels side by side.
+
+    A kernel of `shape` then has a stride of 1 there; what it does not reach is cut off.
+    """
+    wide = [o - 1 - (-k // s) for o, k, s in zip(outputs, shape[:2], strides, strict=True)]
+    fill = [
+        (low, blocks * s - size - low, 0)
+        for (low, _), blocks, s, size in zip(padding, wide, strides, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *fill, (0, 0, 0)])
+    return _side_by_side(x.reshape(-1, wide[0], strides[0], wide[1], strides[1], x.shape[3]))
+
+
+def _kernel_in_blocks(kernel, strides):
+    """Return the kernel for images `_in_blocks`, filled up with zeros to whole blocks."""
+    fill = [(0, -k % s) for k, s in zip(kernel.shape[:2], strides, strict=True)]
+    kernel = jnp.pad(kernel, [*fill, (0, 0), (0, 0)])
+    (height, width), features = kernel.shape[:2], kernel.shape[3]
+    kernel = jnp.moveaxis(kernel, 3, 0)  # as so many images
+    blocks = (height // strides[0], strides[0], width // strides[1], strides[1])
+    return jnp.moveaxis(_side_by_side(kernel.reshape(features, *blocks, -1)), 0, 3)
+
+
+def _side_by_side(x):
+    """(images, rows, height, columns, width, channels) -> (images, rows, columns, the rest)."""
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(*x.shape[:3], -1)
 
 
 def _pictures_at_a_time(batch: int, patches_bytes: int) -> int:

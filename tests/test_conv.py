@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from alexnet_jax.conv import conv_general_dilated
+from alexnet_jax import conv
+from alexnet_jax.conv import NHWC, conv_general_dilated
 from tests.agreement import agree
 from tests.reference import ops as reference
 
@@ -52,7 +54,10 @@ def _value_and_gradients(layer, x, kernel, g):
 
 
 @pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
-def test_value_and_gradients_agree_with_the_reference(height, width, kernel, stride, padding):
+def test_value_and_gradients_agree_with_the_reference(
+    height, width, kernel, stride, padding, monkeypatch
+):
+    monkeypatch.setattr(conv, "CACHED_BYTES", 1)  # an image at a time; below both at once
     x, weights, rng = _case(height, width, kernel)
     expected = reference.conv(x, weights, stride=stride, padding=padding)
     g = rng.normal(size=expected.shape)
@@ -61,6 +66,24 @@ def test_value_and_gradients_agree_with_the_reference(height, width, kernel, str
     found = _value_and_gradients(layer, *(jnp.asarray(a, jnp.float32) for a in (x, weights, g)))
     for name, a, b in zip(("y", "dx", "dw"), found, (expected, *gradients), strict=True):
         agree(a, b, rtol=1e-6, what=name)
+
+
+@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
+def test_an_accelerators_way_agrees_with_the_reference(height, width, kernel, stride, padding):
+    x, weights, rng = _case(height, width, kernel)
+    expected = reference.conv(x, weights, stride=stride, padding=padding)
+    g = rng.normal(size=expected.shape)
+    strides, paddings = (stride,) * 2, ((padding,) * 2,) * 2
+    plain = partial(
+        lax.conv_general_dilated, window_strides=strides, padding=paddings, dimension_numbers=NHWC
+    )
+    way = partial(conv._elsewhere, plain=plain, strides=strides, padding=paddings)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, weights)]
+    y, vjp = jax.vjp(jax.jit(way), *arrays)
+    agree(y, expected, rtol=1e-6, what="y")
+    _, dw = reference.conv_gradients(x, weights, g, stride=stride, padding=padding)
+    agree(vjp(jnp.asarray(g, jnp.float32))[1], dw, rtol=1e-6, what="dw")
+    assert "stride = [1, 1]" in jax.jit(way).lower(*arrays).as_text()
 
 
 def test_bfloat16_sums_in_float32():
@@ -72,6 +95,14 @@ def test_bfloat16_sums_in_float32():
         _layer(3, 1, 1, jnp.bfloat16), *(jnp.asarray(a, jnp.float32) for a in (x, weights, g))
     )
     agree(found, expected, rtol=2.0**-8)  # one rounding of the result
+
+
+@pytest.mark.parametrize(
+    ("batch", "fit", "some"), [(12, 0, 1), (12, 5, 4), (12, 99, 12), (7, 6, 1)]
+)
+def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts(batch, fit, some):
+    of_one = conv.CACHED_BYTES // fit if fit else conv.CACHED_BYTES + 1
+    assert conv._pictures_at_a_time(batch, of_one) == some
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))])

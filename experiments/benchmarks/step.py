@@ -6,7 +6,8 @@
 TORCH is an environment of its own with `pip install torch==2.13.0 numpy`; without it the two rows
 of PyTorch are left out. One column of the paper's network at 227 px, with normalisation and
 dropout; forward, backward and the update of SGD with momentum and weight decay, on one batch that
-lies in memory:
+lies in memory; on the CPU, or on a GPU where each finds one; in float32, or with --dtype=bfloat16 and
+parameters in float32 (PyTorch's by autocast):
 
 * ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd, memory kept as run.py keeps it.
 * naive: the same parameters and formulas with nn.Conv, nn.max_pool, and a normalisation of
@@ -15,8 +16,10 @@ lies in memory:
 * torch_compile_heap: compiled, and its memory kept in the same way, by glibc's variables.
 
 Each is a process of its own that takes a step when it is told to, so that all take turns, in an
-order that is drawn anew each round: what else the machine does falls on all of them. Before that
-each gives loss and gradients with dropout off, from the same parameters, which are compared.
+order that is drawn anew each round: what else the machine does falls on all of them. After --rounds
+all are started anew, --restarts times, for where a process's memory lies makes some percent of its
+speed. Before its turns each gives loss and gradients with dropout off, from the same parameters,
+which are compared.
 
 Writes OUT.json: of each batch size medians and quartiles in seconds, the ratios of the medians to
 ours, temporaries of the compiled step by the compiler's count, largest relative differences of
@@ -101,7 +104,7 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, CLASSES, size)
 
 
-def jax_peer(naive: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
+def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
     """Return a step, loss and gradients without dropout, and what the compiler counts."""
     from alexnet_jax import heap
 
@@ -128,7 +131,7 @@ def jax_peer(naive: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str
         optimizer = momentum_sgd(RATE, momentum=MOMENTUM, weight_decay=DECAY)
 
     def loss(params: Any, images: Any, labels: Any, key: Any, dropout: float) -> jax.Array:
-        logits: Any = make(dropout=dropout).apply(
+        logits: Any = make(dropout=dropout, dtype=jnp.dtype(dtype)).apply(
             {"params": params}, images, train=True, rngs={"dropout": key}
         )
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -167,13 +170,17 @@ def _naive_network() -> Any:
 
     class Naive(nn.Module):
         dropout: float = 0.5
+        dtype: Any = jnp.float32
 
         @nn.compact
         def __call__(self, x: Any, train: bool) -> Any:
             for i, width in enumerate(FEATURES):
                 padding = [(PADDING[i], PADDING[i])] * 2
                 kernel, stride = (KERNELS[i],) * 2, STRIDES[i]
-                x = nn.relu(nn.Conv(width, kernel, stride, padding, name=f"conv{i + 1}")(x))
+                conv = nn.Conv(
+                    width, kernel, stride, padding, dtype=self.dtype, name=f"conv{i + 1}"
+                )
+                x = nn.relu(conv(x))
                 if i in NORMALISED:
                     window = [(0, 0)] * 3 + [(N // 2, N // 2)]
                     squares = lax.reduce_window(
@@ -184,19 +191,23 @@ def _naive_network() -> Any:
                     x = nn.max_pool(x, (3, 3), (2, 2))
             x = x.reshape(x.shape[0], -1)
             for i, width in enumerate(HIDDEN, start=6):
-                x = nn.relu(nn.Dense(width, name=f"fc{i}")(x))
+                x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"fc{i}")(x))
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            return jnp.asarray(nn.Dense(CLASSES, name="fc8")(x))
+            return nn.Dense(CLASSES, dtype=self.dtype, name="fc8")(x).astype(jnp.float32)
 
     return Naive
 
 
-def torch_peer(compiled: bool, size: int) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
+def torch_peer(
+    compiled: bool, size: int, dtype: str
+) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
     """Return the same of PyTorch."""
     import torch
     from torch import nn
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     layers: list[Any] = []
     channels = 3
     for i, width in enumerate(FEATURES):
@@ -212,7 +223,7 @@ def torch_peer(compiled: bool, size: int) -> tuple[Callable, dict[str, Any], dic
         layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.5)]
         inputs = width
     layers.append(nn.Linear(inputs, CLASSES))
-    network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    network = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
     with_weights = [x for x in network if hasattr(x, "weight")]
     names = [f"conv{i}" for i in range(1, 6)] + [f"fc{i}" for i in range(6, 9)]
     named = parameters()
@@ -222,23 +233,24 @@ def torch_peer(compiled: bool, size: int) -> tuple[Callable, dict[str, Any], dic
             layer.bias.copy_(torch.from_numpy(named[f"{name}.bias"]))
 
     images, labels = batch(size)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels_last as it lies
-    y = torch.from_numpy(labels)
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels_last as it lies
+    y = torch.from_numpy(labels).to(device)
     criterion = nn.CrossEntropyLoss()
+
+    def forward_and_loss(x: Any, y: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return criterion(network(x), y)
+
     network.eval()
-    value = criterion(network(x), y)
+    value = forward_and_loss(x, y)
     value.backward()
-    checked = {"loss": value.detach().numpy()}
+    checked = {"loss": value.detach().cpu().numpy()}
     for name, layer in zip(names, with_weights, strict=True):
-        checked[f"{name}.kernel"] = _from_torch(name, layer.weight.grad.numpy())
-        checked[f"{name}.bias"] = layer.bias.grad.numpy().copy()
+        checked[f"{name}.kernel"] = _from_torch(name, layer.weight.grad.cpu().numpy())
+        checked[f"{name}.bias"] = layer.bias.grad.cpu().numpy().copy()
 
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
-
-    def forward_and_loss(x: Any, y: Any) -> Any:
-        return criterion(network(x), y)
-
     forward = torch.compile(forward_and_loss) if compiled else forward_and_loss
 
     def take() -> float:
@@ -272,10 +284,10 @@ def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(kernel)
 
 
-def _serve(peer: str, size: int, gradients: pathlib.Path) -> None:
+def _serve(peer: str, size: int, dtype: str, gradients: pathlib.Path) -> None:
     """Be a peer: check, then take as many steps as each line on stdin says."""
-    made = torch_peer("compile" in peer, size) if "torch" in peer else None
-    take, checked, counted = made or jax_peer(peer == "naive", size)
+    made = torch_peer("compile" in peer, size, dtype) if "torch" in peer else None
+    take, checked, counted = made or jax_peer(peer == "naive", size, dtype)
     np.savez(gradients, **checked)
     for _ in range(2):  # compiles, and warms up
         take()
@@ -295,8 +307,10 @@ def _product_rate(side: int = 4096) -> float:
     return 2.0 * side**3 / min(times)
 
 
-def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict[str, Any]:
-    """Return what the peers' turns gave with batches of `size`."""
+def turns(
+    size: int, dtype: str, pythons: dict[str, str], rounds: int, steps: int
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Start the peers once; return their times, what they count, and their gradients."""
     with tempfile.TemporaryDirectory() as scratch:
         peers, counted, gradients = {}, {}, {}
         for name, python in pythons.items():
@@ -306,6 +320,7 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
                 __file__,
                 f"--serve={name}",
                 f"--batch={size}",
+                f"--dtype={dtype}",
                 f"--gradients={saved}",
             ]
             peers[name] = subprocess.Popen(
@@ -329,6 +344,18 @@ def compare(size: int, pythons: dict[str, str], rounds: int, steps: int) -> dict
                 times[name] += json.loads(answer(peers[name]))
         for process in peers.values():
             process.communicate()
+    return times, counted, gradients
+
+
+def compare(
+    size: int, dtype: str, pythons: dict[str, str], rounds: int, steps: int, restarts: int
+) -> dict[str, Any]:
+    """Return what the peers' turns gave with batches of `size`."""
+    times: dict[str, list[float]] = {name: [] for name in pythons}
+    for _ in range(restarts):
+        found, counted, gradients = turns(size, dtype, pythons, rounds, steps)
+        for name, of_peer in found.items():
+            times[name] += of_peer
     ours = statistics.median(times["ours"])
     rows = {}
     for name, of_peer in times.items():
@@ -364,7 +391,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch_python", help="Python of an environment with PyTorch")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="in one turn")
     parser.add_argument("--out", help="path without suffix")
     parser.add_argument("--serve", choices=PEERS, help=argparse.SUPPRESS)
@@ -372,7 +401,7 @@ def main() -> None:
     parser.add_argument("--gradients", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        _serve(args.serve, args.batch, args.gradients)
+        _serve(args.serve, args.batch, args.dtype, args.gradients)
         return
     pythons = {"ours": sys.executable, "naive": sys.executable}
     used = versions(sys.executable, "jax", "jaxlib", "flax", "optax")
@@ -382,6 +411,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
+        "dtype": args.dtype,
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "versions": used,
@@ -390,7 +420,9 @@ def main() -> None:
         "batches": {},
     }
     for size in args.batches:
-        record["batches"][str(size)] = compare(size, pythons, args.rounds, args.steps)
+        record["batches"][str(size)] = compare(
+            size, args.dtype, pythons, args.rounds, args.steps, args.restarts
+        )
         record["matrix_product_operations_per_second"].append(_product_rate())
         print(json.dumps(record["batches"][str(size)], indent=1))
         if args.out:
