@@ -1,4 +1,4 @@
-"""Memory that a program frees, kept for its next step: for glibc, on a CPU."""
+"""Memory that a program frees, kept for its next step, where malloc is glibc's."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 def keep() -> None:
     """Let malloc keep what is freed, instead of handing it back to the system.
 
-    To be called before JAX makes its devices. XLA allocates a step's buffers anew in every step,
-    and its convolutions allocate the patches they multiply; by default glibc maps such large
-    blocks from the system and unmaps them, and the page faults of the next take a sixth of a step
-    on two cores, half of some convolutions. Afterwards the process holds the largest amount it has
-    needed until it ends.
+    To be called before JAX makes its devices. On a CPU XLA allocates a step's buffers anew in every
+    step, and its convolutions the patches they multiply; by default glibc maps such large blocks
+    from the system and unmaps them, and the next have their page faults again. What that costs is
+    in docs/performance.md. Afterwards the process holds at least the most it has needed, until it
+    ends.
 
     All threads share one heap, for glibc maps every large block of another thread's. Does nothing
     where malloc is not glibc's, or where the environment has settings for it already (MALLOC_...,

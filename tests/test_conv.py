@@ -86,10 +86,13 @@ def test_an_accelerators_way_agrees_with_the_reference(height, width, kernel, st
     assert "stride = [1, 1]" in jax.jit(way).lower(*arrays).as_text()
 
 
-def test_bfloat16_sums_in_float32():
-    x, weights, rng = _case(64, 64, 3)
-    x, weights = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, weights))
-    g = np.asarray(jnp.asarray(rng.normal(size=(2, 64, 64, 4)), jnp.bfloat16), np.float64)
+def test_bfloat16_sums_in_float32(monkeypatch):
+    monkeypatch.setattr(conv, "CACHED_BYTES", 1)  # as many sums as there are pictures
+    rng = np.random.default_rng(0)
+    x, weights, g = (
+        np.asarray(jnp.asarray(rng.normal(size=size), jnp.bfloat16), np.float64)
+        for size in ((64, 12, 12, 3), (3, 3, 3, 4), (64, 12, 12, 4))
+    )
     _, expected = reference.conv_gradients(x, weights, g, stride=1, padding=1)
     _, _, found = _value_and_gradients(
         _layer(3, 1, 1, jnp.bfloat16), *(jnp.asarray(a, jnp.float32) for a in (x, weights, g))
@@ -98,11 +101,59 @@ def test_bfloat16_sums_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("batch", "fit", "some"), [(12, 0, 1), (12, 5, 4), (12, 99, 12), (7, 6, 1)]
+    ("batch", "of_one", "some"), [(12, 101, 1), (12, 20, 4), (12, 1, 12), (7, 20, 1)]
 )
-def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts(batch, fit, some):
-    of_one = conv.CACHED_BYTES // fit if fit else conv.CACHED_BYTES + 1
+def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts(
+    batch, of_one, some, monkeypatch
+):
+    monkeypatch.setattr(conv, "CACHED_BYTES", 100)
     assert conv._pictures_at_a_time(batch, of_one) == some
+
+
+def test_parts_of_several_pictures_add_up(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(6, 9, 8, 3)), rng.normal(size=(3, 3, 3, 4))
+    monkeypatch.setattr(conv, "CACHED_BYTES", 2 * 9 * 8 * 27 * 4)  # the patches of two
+    g = rng.normal(size=(6, 9, 8, 4))
+    _, expected = reference.conv_gradients(x, weights, g, stride=1, padding=1)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (x, weights, g))
+    _, _, found = _value_and_gradients(_layer(3, 1, 1), *arrays)
+    agree(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("empty", ["pictures", "outputs"])
+def test_nothing_gives_nothing_as_xla_does(empty):
+    pictures, side = (0, 5) if empty == "pictures" else (2, 2)
+    arrays = [jnp.ones((pictures, side, side, 3)), jnp.ones((3, 3, 3, 4))]
+    y = _layer(3, 1, 0).apply({"params": {"kernel": arrays[1]}}, arrays[0])
+    found = _value_and_gradients(_layer(3, 1, 0), *arrays, jnp.ones_like(y))
+    for a, b in zip(found[1:], arrays, strict=True):
+        np.testing.assert_array_equal(a, np.zeros(b.shape))
+
+
+def test_shard_map_may_check_what_varies():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    x, weights, rng = _case(9, 9, 3)
+    x, weights = jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32)
+
+    def loss(weights, x, own):
+        return (_layer(3, 1, 1, own=own).apply({"params": {"kernel": weights}}, x) ** 2).sum()
+
+    def gradient(own):
+        def of_a_device(weights, x):
+            weights = jax.lax.pcast(weights, ("data",), to="varying")
+            return jax.lax.psum(jax.grad(loss)(weights, x, own), "data")
+
+        sharded = jax.shard_map(
+            of_a_device,
+            mesh=mesh,
+            in_specs=(jax.sharding.PartitionSpec(), spec),
+            out_specs=jax.sharding.PartitionSpec(),
+        )
+        return jax.jit(sharded)(weights, x)
+
+    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3))])

@@ -7,8 +7,8 @@ The convolutions of the paper's network in one column at 227 px, alone and on ar
 memory: ours as alexnet_jax.conv computes them, xla as lax.conv_general_dilated and its transposes
 do, torch as PyTorch's do in channels_last. Each is a process of its own, memory kept in each
 (alexnet_jax.heap, or the same by glibc's variables), and they take turns as in step.py. Writes
-OUT.json: of each batch size, convolution and pass the medians in milliseconds and billions of
-operations a second.
+OUT.json: of each batch size, convolution and pass the medians and quartiles in milliseconds, and
+the median in billions of operations a second.
 """
 
 import argparse
@@ -150,6 +150,9 @@ def compare(size: int, pythons: dict[str, str], rounds: int) -> dict[str, Any]:
             found[f"{layer} {which}"] = {
                 name: {
                     "milliseconds": round(1e3 * statistics.median(of_peer), 1),
+                    "quartiles": [
+                        round(1e3 * q, 1) for q in statistics.quantiles(of_peer, n=4)[::2]
+                    ],
                     "gop_per_second": round(case["operations"] / statistics.median(of_peer) / 1e9),
                 }
                 for name, of_peer in times.items()
@@ -178,7 +181,7 @@ def main() -> None:
         pythons["torch"] = args.torch_python
         versions |= step.versions(args.torch_python, "torch")
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": step.command(args.torch_python),
         "date": time.strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions,

@@ -6,8 +6,8 @@
 TORCH is an environment of its own with `pip install torch==2.13.0 numpy`; without it the two rows
 of PyTorch are left out. One column of the paper's network at 227 px, with normalisation and
 dropout; forward, backward and the update of SGD with momentum and weight decay, on one batch that
-lies in memory; on the CPU, or on a GPU where each finds one; in float32, or with --dtype=bfloat16 and
-parameters in float32 (PyTorch's by autocast):
+lies in memory. It runs on the CPU, or on a GPU where each finds one; in float32, or with
+--dtype=bfloat16 and parameters in float32 (PyTorch's by autocast):
 
 * ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd, memory kept as run.py keeps it.
 * naive: the same parameters and formulas with nn.Conv, nn.max_pool, and a normalisation of
@@ -393,7 +393,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=3, help="at least 1")
     parser.add_argument("--steps", type=int, default=1, help="in one turn")
     parser.add_argument("--out", help="path without suffix")
     parser.add_argument("--serve", choices=PEERS, help=argparse.SUPPRESS)
@@ -409,7 +409,7 @@ def main() -> None:
         pythons |= dict.fromkeys(PEERS[2:], args.torch_python)
         used |= versions(args.torch_python, "torch")
     record: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(args.torch_python),
         "date": time.strftime("%Y-%m-%d"),
         "dtype": args.dtype,
         "cores": len(os.sched_getaffinity(0)),
@@ -427,6 +427,12 @@ def main() -> None:
         print(json.dumps(record["batches"][str(size)], indent=1))
         if args.out:
             pathlib.Path(f"{args.out}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def command(torch_python: str | None) -> str:
+    """Return the command line, without where PyTorch's environment lies."""
+    words = (w.replace(torch_python or "\0", "TORCH/bin/python") for w in sys.argv)
+    return " ".join(["python", *words])
 
 
 def versions(python: str, *packages: str) -> dict[str, str]:
