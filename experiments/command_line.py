@@ -17,6 +17,8 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import FIELDS, bad_value, unknown_field
 from alexnet_jax.signals import as_interrupts
 
+_UNREADABLE = (flags.Error, TypeError, ValueError, SyntaxError)  # of a value that is no such thing
+
 
 class Parser(argparse.ArgumentParser):
     """What the command lines of experiments share, what is wrong with one being an InputError."""
@@ -80,14 +82,17 @@ def read_config(arguments: list[str]) -> ConfigDict:
     """
     recipe, *overrides = arguments
     for override in overrides:
-        name, text = field(override), override.partition("=")[2]
-        if name not in FIELDS:
-            raise unknown_field(name)
-        try:
-            _parsed([recipe, override])
-        except (flags.Error, TypeError, ValueError, SyntaxError):
-            raise bad_value(name, text) from None
-    config = _parsed(arguments)
+        if field(override) not in FIELDS:
+            raise unknown_field(field(override))
+    try:
+        config = _parsed(arguments)
+    except _UNREADABLE:
+        for override in overrides:
+            try:
+                _parsed([recipe, override])
+            except _UNREADABLE:
+                raise bad_value(field(override), override.partition("=")[2]) from None
+        raise
     config_lib.validate(config)
     return config
 

@@ -181,8 +181,10 @@ def main() -> int:
         a: [trial(a, rate, given.seeds[0], overrides) for rate in dict.fromkeys(given.rates)]
         for a in ACTIVATIONS
     }
-    for each in (t for of_activation in found.values() for t in of_activation):
-        each.config()  # what is wrong is said before the first is trained
+    of_all_seeds = (
+        t._replace(seed=seed) for tried in found.values() for t in tried for seed in given.seeds
+    )
+    trials.refuse_others(of_all_seeds, workdir)  # said before the first is trained
     chosen: dict[str, trials.Trial] = {}
     failures: dict[pathlib.Path, str] = {}
     try:

@@ -37,6 +37,7 @@ from experiments import sweep_report, sweep_space, sweep_worker
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
 TRIES = 5  # to open a database, whose tables another worker may be making just now
+_OF_A_MOMENT = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError)
 _OF_DATABASES = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
 
@@ -225,7 +226,7 @@ def _storage(given: str) -> BaseStorage:
             try:
                 return RDBStorage(given)
             except (ImportError, ValueError, *_OF_DATABASES) as error:
-                if isinstance(error, _OF_DATABASES) and attempt < TRIES - 1:
+                if isinstance(error, _OF_A_MOMENT) and attempt < TRIES - 1:
                     time.sleep(0.3)
                     continue
                 said = str(error.__cause__ or error).splitlines()[0]

@@ -26,7 +26,7 @@ from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.version import versions
-from alexnet_jax.workdir import finished_result
+from alexnet_jax.workdir import check, finished_result
 from experiments.command_line import field, read_config, without_places
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -58,6 +58,12 @@ class Trial(NamedTuple):
     def config(self) -> ConfigDict:
         """Return the config, valid; raises InputError for what is not."""
         return read_config(self.arguments())
+
+
+def refuse_others(trials: Iterable[Trial], workdir: pathlib.Path) -> None:
+    """Raise InputError unless each of `trials` is valid, and what its directory holds is of it."""
+    for trial in trials:
+        check(trial.directory(workdir), trial.config())
 
 
 def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -253,8 +259,7 @@ def run(
 
     It is 0 where all have ended or an interrupt came, 1 where one has failed.
     """
-    for trial in trials:  # all that is wrong is said before the first is trained
-        trial.config()
+    refuse_others(trials, workdir)  # all that is wrong is said before the first is trained
     failures: dict[pathlib.Path, str] = {}
 
     def records() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import AlexNet, geometry
+from alexnet_jax import AlexNet, InputError, geometry
 from alexnet_jax import config as config_lib
 from experiments import ablations, cifar10, command_line, figure1, trials
 from tests import runs
@@ -18,9 +18,19 @@ EIGHT_LAYERS = ("alexnet", "alexnet_two_device", "alexnet_cifar10", "quickstart"
 # A run.py of a few milliseconds: its errors fall to nothing in ten epochs over the learning rate,
 # by steps of a tenth of an epoch, and it ends by a signal alone; at rates above 1 it diverges.
 FAKE_RUN = """
-import json, pathlib, signal, sys
+import ast, json, pathlib, signal, sys
 given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(given["workdir"])
+recipe = pathlib.Path(__file__).with_name(pathlib.Path(given["config"]).stem + ".json")
+config = json.loads(recipe.read_text())
+for name, text in given.items():
+    if name.startswith("config."):
+        _, *groups, leaf = name.split(".")
+        tree = config
+        for group in groups:
+            tree = tree[group]
+        tree[leaf] = ast.literal_eval(text)
+(workdir / "config.json").write_text(json.dumps(config))
 rate = float(given["config.learning_rate"])
 signal.signal(signal.SIGTERM, lambda *_: (workdir / "saved").touch() or sys.exit(0))
 print("begun", file=sys.stderr, flush=True)
@@ -40,6 +50,8 @@ signal.pause()
 def fake_run(tmp_path, monkeypatch):
     """Let trials run FAKE_RUN, and what they ask on the side take no time."""
     (tmp_path / "run.py").write_text(FAKE_RUN)
+    for name in ("figure1", "cifar10_80sec"):
+        config_lib.save(_config(name), tmp_path / f"{name}.json")
     monkeypatch.setattr(trials, "ROOT", tmp_path)
     monkeypatch.setattr(trials, "POLL", 0.02)
     monkeypatch.setattr(trials, "device", lambda: "none")
@@ -280,6 +292,10 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
     assert ("relu-lr2", 0, None) in runs_of
     monkeypatch.setattr(trials, "train", None)
     assert _main(figure1, monkeypatch, *arguments, "--report") == 0
+    for other in (["--config.momentum=0.5"], ["--config.momentum=0.5", "--report"]):
+        with pytest.raises(InputError, match=r"momentum=0\.9 .*0\.5"):
+            _main(figure1, monkeypatch, *arguments, *other)
+    assert json.loads((fake_run / "figure1.json").read_text())["overrides"] == []
 
 
 def test_figure_1s_nets_differ_in_activation_and_rate_alone():

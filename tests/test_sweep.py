@@ -11,7 +11,7 @@ import time
 import pytest
 
 from alexnet_jax import config as config_lib
-from experiments import sweep, sweep_space, sweep_trial, sweep_worker
+from experiments import command_line, sweep, sweep_space, sweep_trial, sweep_worker
 from tests import runs
 
 # In place of run.py: a run whose error is 1 - dropout at its end, without a network.
@@ -215,7 +215,7 @@ def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, 
         *("--sampler=random", "--sweep.learning_rate=uniform:0.6,0.9"),
         "--config.model.dropout=0.5",
     ]
-    code = "import pathlib, sys; from experiments import sweep, sweep_trial"
+    code = "import pathlib, sys; from experiments import command_line, sweep, sweep_trial"
     code += f"; sweep_trial.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
     worker = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=runs.ROOT)
     trial = workdir / "trials" / "0000"
@@ -238,16 +238,15 @@ def wait_for(path: pathlib.Path, process: subprocess.Popen | None = None) -> Non
         time.sleep(0.02)
 
 
-def test_a_trial_is_a_run_of_run_py(data_dir, tmp_path, monkeypatch):
-    for name, value in runs.cpu_devices(1).items():
-        monkeypatch.setenv(name, value)
-    workdir = tmp_path / "sweep"
-    flags = [f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", *runs.TINY]
-    # Nothing that is compiled is swept, so that what other tests have compiled is read.
-    flags += ["--config.num_steps=2", "--sweep.checkpoint_every_steps=int:50,60", "--trials=1"]
-    assert sweep.main(["sweep.py", *flags]) == 0
-    (row,) = results(workdir)["trials"]
-    (line,) = runs.metrics(workdir / "trials" / "0000", "val")
-    assert row["top1_error"] == line["top1_error"]
-    config = config_lib.load(workdir / "trials" / "0000" / "config.json")
-    assert row["values"] == {"checkpoint_every_steps": str(config.checkpoint_every_steps)}
+def test_the_command_line_of_a_trial_gives_run_py_its_config(tmp_path):
+    values = {"learning_rate": "0.02", "model.hidden": "(16, 32)", "augment.flip": "true"}
+    overrides = {"dtype": "bfloat16", "model.pool.window": "2", "num_steps": "4"}
+    recipe = sweep_space.load("configs/quickstart.py", overrides)
+    record = {"recipe": "configs/quickstart.py", "overrides": overrides}
+    swept = sweep_worker.Sweep(tmp_path, recipe, {}, 1, record)
+    *arguments, workdir = swept.arguments(values, 3)
+    assert workdir == f"--workdir={tmp_path / 'trials' / '0003'}"
+    of_values = {name: sweep_space.value(name, text) for name, text in values.items()}
+    wanted = sweep_space.with_values(recipe, of_values)
+    found = command_line.read_config(arguments)
+    assert dict(config_lib.flatten(found)) == dict(config_lib.flatten(wanted))
