@@ -4,6 +4,7 @@ python experiments/report.py --out=DIR RUN...
 
 Writes DIR/index.html, which holds everything and needs neither network nor scripts, and beside it
 its pictures: curves.png, and for each run the filters of its first layer, filters-NUMBER-NAME.png.
+A RUN that is the directory of an experiment stands for the runs in it.
 """
 
 import argparse
@@ -258,12 +259,22 @@ def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     return ends
 
 
+def run_directories(path: pathlib.Path) -> list[pathlib.Path]:
+    """Return `path`; where it is no run but holds some, as that of an experiment, these."""
+    if (path / "config.json").exists():
+        return [path]
+    return sorted(file.parent for file in path.glob("*/config.json")) or [path]
+
+
 def report(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
     """Write the report of the runs in `workdirs` into the directory `out`, whole or not at all.
 
+    A directory that is no run stands for the runs in it.
+
     Raises InputError where one is no run directory, or `out` cannot be written.
     """
-    workdirs = list(dict.fromkeys(path.expanduser().resolve() for path in workdirs))
+    given = (path.expanduser().resolve() for path in workdirs)
+    workdirs = list(dict.fromkeys(run for path in given for run in run_directories(path)))
     runs = [read(path, name) for path, name in zip(workdirs, names(workdirs), strict=True)]
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -183,6 +183,16 @@ def test_each_filter_is_scaled_to_its_own_range():
     np.testing.assert_array_equal(picture[44:48], 1)
 
 
+def test_the_directory_of_an_experiment_stands_for_its_runs(tmp_path):
+    first = write_run(tmp_path / "runs" / "quickstart", (0.5,))
+    for seed in (1, 0):
+        write_run(tmp_path / "runs" / "cifar10" / f"80sec-seed{seed}", (0.5,), seed=seed)
+    (tmp_path / "runs" / "cifar10" / "80sec.json").touch()
+    report.report([first, tmp_path / "runs" / "cifar10"], tmp_path / "out")
+    rows = Page((tmp_path / "out" / "index.html").read_text()).rows()
+    assert [row["run"] for row in rows] == ["quickstart", "80sec-seed0", "80sec-seed1"]
+
+
 def test_what_is_no_run_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     run, other = write_run(tmp_path / "run", (0.5,)), tmp_path / "other"
     other.mkdir()
