@@ -32,6 +32,10 @@ with (workdir / "metrics.jsonl").open("w") as file:
         file.flush()
         while rate > 0.5 and epoch == 3 and not again:
             time.sleep(0.01)
+        after_five = len(list(workdir.parent.glob("*/result.json"))) >= 5
+        deadline = time.monotonic() + 10 * (after_five and epoch == 3 and dropout == 0.5)
+        while time.monotonic() < deadline:  # to be stopped, as the worst
+            time.sleep(0.01)
 (workdir / "result.json").write_text("{}")
 """
 FIXED = ("--config.num_steps=4", "--config.batch_size=64")
@@ -167,6 +171,7 @@ def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
     values = "--sweep.model.dropout=0.5,0.6,0.61,0.62,0.63,0.64"
     grid = ("--sampler=grid", "--sweep.learning_rate=0.1,0.2", values, "--prune_after=3")
     assert swept(workdir, *grid, "--seed=1") == 0
+    assert list(workdir.glob("trials/*/stopped"))
     states = [row["state"] for row in results(workdir)["trials"]]
     assert states[:5] == ["complete"] * 5  # the pruner compares with five at least
     assert set(states[5:]) == {"complete", "pruned"}
