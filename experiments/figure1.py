@@ -93,7 +93,7 @@ def search(
 
 def diverged(failure: str) -> bool:
     """Return whether a run failed with this because its learning rate is too high."""
-    return ": loss is " in failure
+    return "the last good checkpoint" in failure  # as every NotFinite of a run says
 
 
 def summary(

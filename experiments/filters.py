@@ -7,7 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from curves import label
+
+from experiments.curves import label
 
 IN_A_ROW = 16
 SIDE = 44  # pixels that a filter has at least

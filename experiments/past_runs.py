@@ -3,18 +3,15 @@
 import json
 import math
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 import numpy as np
-from curves import metrics
 
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.workdir import RESULT, rewinds
+from experiments.curves import metrics
 
 Lines = dict[str, dict[str, np.ndarray]]  # of curves.metrics
 

@@ -21,11 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from curves import averaged, plot
-from filters import plot_filters
-from past_runs import Run, read
-
 from alexnet_jax.errors import InputError
+from experiments.curves import averaged, plot
+from experiments.filters import plot_filters
+from experiments.past_runs import Run, read
 
 COLUMNS = 6  # with more fields that differ, they have a table of their own
 APART = ("seed", "dataset.data_dir")  # in which the runs of a group may differ

@@ -35,7 +35,7 @@ rate = float(given["config.learning_rate"])
 signal.signal(signal.SIGTERM, lambda *_: (workdir / "saved").touch() or sys.exit(0))
 print("begun", file=sys.stderr, flush=True)
 if rate > 1:
-    sys.exit("error: step 7, training: loss is nan")
+    sys.exit("error: step 7: conv1 is not finite after the update; the last good checkpoint: none")
 rate /= 1 + ("tanh" in given.get("config.model.stages", ""))
 if given["config.seed"] == "13":
     sys.exit("error: no luck")

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT
+import run
+from alexnet_jax import heap
+from tests.runs import ROOT, TINY
 
 # The page faults of the third of three equal 64 MB blocks, taken by a second thread, as XLA's are.
 _FAULTS = """
@@ -46,3 +48,13 @@ def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
     # Huge pages, where the system gives them unasked, take fewer faults than pages.
     assert _faults("no") > pages / 1000
     assert _faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(_faults("no"), rel=0.5)
+
+
+def test_the_command_line_keeps_it_before_anything_else(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
+    monkeypatch.setattr(run.programs, "keep", lambda: called.append("programs"))
+    monkeypatch.setattr(run, "_dispatch", lambda images: called.append("the rest"))
+    run.flags.FLAGS.unparse_flags()
+    assert run.main(["run.py", TINY[0], "--mode=summary"]) == 0
+    assert called == ["keep", "programs", "the rest"]

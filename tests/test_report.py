@@ -14,12 +14,9 @@ from PIL import Image
 from alexnet_jax import InputError
 from alexnet_jax import config as config_lib
 from alexnet_jax.workdir import RESULT
+from experiments import filters, report
 from tests import runs
 from tests.untrained import save_run
-
-sys.path.append(str(runs.ROOT / "experiments"))
-import filters
-import report
 
 
 class Page(html.parser.HTMLParser):
