@@ -1,0 +1,97 @@
+"""The README's table of results: every number of it is from a file in experiments/results.
+
+    python experiments/results_table.py            # prints the table
+    python experiments/results_table.py --write    # puts it into README.md, between its marks
+
+A row is one of ROWS: a recipe, what it was trained on, and where its runs are recorded.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = "experiments/results"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+HEAD = (
+    "| recipe | on | top-1 error (%) | published | epochs | time of a run | device | seeds | log |"
+)
+
+
+class Row(NamedTuple):
+    """A row: configs/`recipe`.py on `data`, the runs called `name` in RESULTS/`file`.json."""
+
+    recipe: str
+    data: str
+    file: str
+    name: str
+    published: str = ""
+    metric: str = "top1_error"
+
+
+ROWS = (
+    Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26"),
+    Row("alexnet_cifar10", "CIFAR-10, bounded: 4 epochs", "first_runs", "cifar10"),
+    Row("alexnet", "2,500 Imagenette pictures, bounded: 8 epochs, He's weights", "first_runs",
+        "imagenette-227px"),
+    Row("quickstart", "digits", "bfloat16_digits", "full"),
+    Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
+)  # fmt: skip
+
+
+def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
+    """Return error, epochs, seconds, seed and device of each finished run of `row`."""
+    record = json.loads((results / f"{row.file}.json").read_text())
+    if isinstance(record["runs"], dict):  # of curves.py
+        run = record["runs"][row.name]
+        about = {"seed": run["config"]["seed"], "device": record["device"]}
+        return [run["result"] | about]
+    return [
+        run | {"device": ", ".join(sorted({s["device"] for s in run["sessions"]}))}
+        for run in record["runs"]
+        if run["name"] == row.name and run["status"] == "finished"
+    ]
+
+
+def line(row: Row, results: pathlib.Path) -> str:
+    """Return the row's line of the table."""
+    found = runs(row, results)
+    errors = [100 * run[row.metric] for run in found]
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    minutes = statistics.median(run["seconds"] for run in found) / 60
+    cells = [
+        f"[{row.recipe}](configs/{row.recipe}.py)",
+        row.data,
+        f"{statistics.fmean(errors):.2f}{spread}",
+        row.published,
+        f"{statistics.fmean(run['epoch'] for run in found):.0f}",
+        f"{minutes:.0f} min",
+        ", ".join(sorted({run["device"] for run in found})),
+        str(len(found)),
+        f"[file]({RESULTS}/{row.file}.json), [plot]({RESULTS}/{row.file}.png)",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results: pathlib.Path) -> str:
+    """Return the table as Markdown."""
+    rule = "|" + "---|" * (HEAD.count("|") - 1)
+    return "\n".join([HEAD, rule, *(line(row, results) for row in ROWS)]) + "\n"
+
+
+def main() -> None:
+    """Print the table, or write it into README.md."""
+    text = table(ROOT / RESULTS)
+    if sys.argv[1:] != ["--write"]:
+        print(text, end="")
+        return
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(before + BEGIN + text + END + after)
+
+
+if __name__ == "__main__":
+    main()
