@@ -34,7 +34,7 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
             identity = checkpoints.restore_run(checkpoints.latest() or 0)["data"]
         prepared = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
         (statistics,) = prepared.glob(f"*-{identity}/statistics.json")
-        if json.loads(statistics.read_text())["made_from"]["source"] == _fingerprint(here):
+        if json.loads(statistics.read_text())["made_from"]["source"] == fingerprint(here):
             return
     raise InputError(
         f"{directory} was trained on the pictures in {was}, and those in {dataset.path} are not"
@@ -43,5 +43,6 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
 
 
 @functools.cache
-def _fingerprint(folder: pathlib.Path) -> str:
+def fingerprint(folder: pathlib.Path) -> str:
+    """Return a text that is another for other pictures; raise InputError where there are none."""
     return open_source(ConfigDict({"name": "folder", "path": str(folder)})).fingerprint

@@ -32,7 +32,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE, nearest
 from alexnet_jax.signals import StopRequest, as_interrupts
-from experiments import command_line, sweep_report, sweep_space, sweep_worker
+from experiments import command_line, same_pictures, sweep_report, sweep_space, sweep_worker
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
@@ -151,7 +151,11 @@ def _begun(
         "seed": arguments.seed,
         "storage": _storage_name(arguments.storage, workdir),
         "config": config.to_dict(),
+        "pictures": None,
     }
+    if config.dataset.name == "folder" and not swept.keys() & {"dataset.name", "dataset.path"}:
+        folder = pathlib.Path(config.dataset.path).expanduser()
+        mine["pictures"] = same_pictures.fingerprint(folder)  # which may lie elsewhere there
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} is the directory of a run; take another --workdir")
     storage = _storage(arguments.storage) if mine["storage"] else None
@@ -197,7 +201,8 @@ def _refuse_another_sweep(
         config = config_lib.flatten(config_lib.from_dict(record["config"]))
         fields = {f"config.{n}": v for n, v in config if n not in {**old["space"], **new["space"]}}
         swept = {f"sweep.{name}": spec for name, spec in record["space"].items()}
-        names = ("sampler", "pruner", "prune_after", "seed", "storage")
+        names = ["sampler", "pruner", "prune_after", "seed", "storage"]
+        names += ["pictures"] if "pictures" in old else []  # earlier versions did not look
         return swept | {name: record[name] for name in names} | fields
 
     was, now = flat(old), flat(new)

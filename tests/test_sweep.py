@@ -1,13 +1,18 @@
 """A sweep: what it varies, how its workers share trials, and what it reports."""
 
+import concurrent.futures
+import functools
 import json
+import os
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import optuna
 import pytest
 
 from alexnet_jax import config as config_lib
@@ -166,15 +171,11 @@ def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_trials_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path, monkeypatch):
     """A signal stops the run of the fourth trial, saved, and the same command goes on with it."""
-    monkeypatch.setattr(TPESampler, "__init__", functools.partialmethod(TPE_INIT, n_startup_trials=2))
-    flags = (f"--sampler={sampler}", "--trials=5", "--config.model.dropout=0.5")
-    flags += ("--sweep.learning_rate=uniform:0.6,0.9",)
-    for name, begun in (("straight", range(5)), ("stopped", (0, 1, 2, 4))):
-        for number in begun:  # these wait for nothing
-            trial = tmp_path / name / "trials" / f"{number:04}"
-            trial.mkdir(parents=True)
-            (trial / "metrics.jsonl").touch()
-    monkeypatch.setattr(sweep, "_refuse_what_is_no_sweeps", lambda _: None)
+    few_at_random = functools.partial(optuna.samplers.TPESampler, n_startup_trials=2)
+    monkeypatch.setattr(optuna.samplers, "TPESampler", few_at_random)
+    waits = '"stopped" in workdir.parts and workdir.name == "0003"'
+    (fake_run / "run.py").write_text(FAKE.replace("rate > 0.5", waits))
+    flags = (f"--sampler={sampler}", RATE, "--trials=5", "--config.model.dropout=0.5")
     assert swept(tmp_path / "straight", *flags) == 0
     trial = tmp_path / "stopped/trials/0003"
 
@@ -206,7 +207,7 @@ while workdir.name == "0000" and not workdir.with_name("0001").joinpath("begun")
 """
     (fake_run / "run.py").write_text(FAKE.replace("rate, dropout =", wait + "rate, dropout ="))
     workdir = tmp_path / "sweep"
-    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=6")
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.4", "--trials=6")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         workers = [pool.submit(swept, workdir, *flags) for _ in range(2)]
         assert [worker.result() for worker in workers] == [0, 0]
@@ -218,8 +219,9 @@ while workdir.name == "0000" and not workdir.with_name("0001").joinpath("begun")
 def test_a_storage_has_one_name_wherever_the_command_is_given(
     fake_run, tmp_path, monkeypatch, capsys
 ):
-    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
+    monkeypatch.setattr(sweep_report, "write", lambda *_: "")
     monkeypatch.chdir(tmp_path)
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
     flags += (f"--config={runs.ROOT / 'configs/quickstart.py'}",)
     for name, first, same in (
         ("default", [], [f"--storage={tmp_path}/default/journal.log"]),
@@ -251,6 +253,21 @@ def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run
         name = other.lstrip("-").partition("=")[0]
         assert f"holds a sweep with {name}=" in capsys.readouterr().err
     assert swept(tmp_path / "sweep", *flags, "--config.log_every_steps=7") == 0
+
+
+def test_a_worker_may_have_the_pictures_elsewhere_but_not_others(fake_run, tmp_path, capsys):
+    for place, size in (("here", 1), ("there", 1), ("others", 2)):
+        for split in ("train", "val"):
+            folder = tmp_path / place / split / "cat"
+            folder.mkdir(parents=True)
+            (folder / "1.png").write_bytes(b"x" * size)
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
+    flags += ("--config.dataset.name=folder",)
+    for place, code in (("here", 0), ("there", 0), ("others", 2), ("nowhere", 2)):
+        path = f"--config.dataset.path={tmp_path / place}"
+        assert swept(tmp_path / "sweep", *flags, path) == code, place
+    error = capsys.readouterr().err
+    assert "holds a sweep with pictures='folder: " in error and "nowhere is not a folder" in error
 
 
 def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
