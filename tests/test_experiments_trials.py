@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_reported_then_and_later_and_tried_again(fake_run, m
     assert log.read_text().count("$ python run.py") == 2
 
 
-def test_a_run_that_somebody_else_trains_has_not_failed(fake_run):
+def test_a_run_that_somebody_else_trains_or_stops_has_not_failed(fake_run):
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 13)
     directory = trial.directory(fake_run)
     directory.mkdir(parents=True)
@@ -127,6 +127,9 @@ def test_a_run_that_somebody_else_trains_has_not_failed(fake_run):
         assert "is being trained in by process" in trials.train(trial, fake_run)
     assert trials.failed(trial, fake_run) is None
     assert not (directory / "log.txt").exists()
+    (fake_run.parent / "run.py").write_text("print('stopped at step 3 of 9')")
+    assert trials.train(trial, fake_run) == "exit code 0: stopped at step 3 of 9"
+    assert trials.failed(trial, fake_run) is None
     (directory / "failure.json").write_text("[]")  # nobody's
     assert trials.failed(trial, fake_run) is None
 

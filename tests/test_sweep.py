@@ -202,7 +202,9 @@ def test_two_workers_do_each_trial_once(fake_run, tmp_path):
     """The first trial's run waits for the second's, which only another worker can begin."""
     wait = """
 workdir.joinpath("begun").touch()
-while workdir.name == "0000" and not workdir.with_name("0001").joinpath("begun").exists():
+other = workdir.with_name("0001").joinpath("begun")
+give_up = time.monotonic() + 30 * (workdir.name == "0000")
+while time.monotonic() < give_up and not other.exists():
     time.sleep(0.01)
 """
     (fake_run / "run.py").write_text(FAKE.replace("rate, dropout =", wait + "rate, dropout ="))
