@@ -147,6 +147,9 @@ def without_layer(config: ConfigDict, *, index: int) -> Differences:
     }
 
 
+PARTS = (no_lrn, no_overlap, half_width, no_colour, no_crops_flips, no_dropout, tanh, bfloat16)
+
+
 def _stages(config: ConfigDict, *, without: str, put: str | None = None) -> tuple:
     """Return `model.stages` with `put`, or nothing, in place of `without`."""
     stages = config.model.stages
@@ -164,19 +167,7 @@ def ablations(config: ConfigDict) -> tuple[dict[str, Differences], dict[str, str
 
     'full', no difference, comes first. Without which layers: those after conv2.
     """
-    makers: dict[str, Callable[[ConfigDict], Differences]] = {
-        f.__name__: f
-        for f in (
-            no_lrn,
-            no_overlap,
-            half_width,
-            no_colour,
-            no_crops_flips,
-            no_dropout,
-            tanh,
-            bfloat16,
-        )
-    }
+    makers: dict[str, Callable[[ConfigDict], Differences]] = {f.__name__: f for f in PARTS}
     for index, layer in enumerate(config.model.layers[2:], 2):
         makers[f"without_{layer}"] = functools.partial(without_layer, index=index)
     found: dict[str, Differences] = {"full": {}}
@@ -260,7 +251,7 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
     axis.set(xlabel="top-1 error, mean over the test's crops (%)", ylim=(len(rows) - 0.5, -0.5))
     axis.set_title(title, fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    figure.savefig(trials.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 
@@ -270,12 +261,11 @@ def main() -> int:
     parser.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/alexnet.py")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these; report all")
     given, overrides = parser.given()
-    if not given.config.is_file():
-        raise InputError(f"--config={given.config} is no file; the recipes are in configs/")
+    config = command_line.read_config([f"--config={given.config}", *overrides])
     recipe = given.config.resolve()
     workdir = given.workdir or pathlib.Path("runs/ablations")
     out = given.out or workdir / "ablations"
-    found, left_out = ablations(command_line.read_config([f"--config={recipe}", *overrides]))
+    found, left_out = ablations(config)
     for name in given.only or []:
         if name not in found:
             reason = f" does not apply: {left_out[name]}" if name in left_out else " is none"
@@ -293,7 +283,7 @@ def main() -> int:
         labels = command_line.without_places(overrides)
         about = {"recipe": recipe.name, "overrides": labels, "left_out": left_out}
         trials.write_json(about | {"table": table, "runs": runs}, out)
-        out.with_suffix(".md").write_text(markdown(table))
+        trials.extended(out, ".md").write_text(markdown(table))
         plot(table, runs, trials.label(recipe.stem, overrides), out)
 
     code = trials.run(
@@ -302,7 +292,7 @@ def main() -> int:
         train_which=lambda t: not given.report and t.name in (given.only or found),
         write=write,
     )
-    print(out.with_suffix(".md").read_text(), end="")
+    print(trials.extended(out, ".md").read_text(), end="")
     return code
 
 

@@ -71,7 +71,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
         Line2D([], [], color="0.4", linestyle="--", label=f"published, {published:.0f} %"),
     ]
     axis.legend(handles=handles, frameon=False)
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    figure.savefig(trials.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 

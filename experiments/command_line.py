@@ -17,7 +17,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import FIELDS, bad_value, unknown_field
 from alexnet_jax.signals import as_interrupts
 
-_UNREADABLE = (flags.Error, TypeError, ValueError, SyntaxError)  # of a value that is no such thing
+ANY_RECIPE = pathlib.Path(__file__).resolve().parents[1] / "configs/alexnet.py"  # types are alike
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +56,8 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{override}: fields are given as --config.FIELD=VALUE")
             if field(override) == "seed":
                 raise InputError(f"{override}: seeds are given as --seeds 0 1 2")
+        if arguments.out is not None and arguments.out.name in ("", ".."):
+            raise InputError(f"--out={arguments.out}: give the path of files, without extension")
         if len(set(arguments.seeds)) < len(arguments.seeds):
             raise InputError(f"--seeds names a seed twice: {arguments.seeds}")
         every = (*dataset(arguments.data), *overrides)
@@ -80,29 +82,67 @@ def read_config(arguments: list[str]) -> ConfigDict:
 
     Raises InputError naming what is wrong.
     """
-    recipe, *overrides = arguments
-    for override in overrides:
-        if field(override) not in FIELDS:
-            raise unknown_field(field(override))
-    try:
-        config = _parsed(arguments)
-    except _UNREADABLE:
-        for override in overrides:
-            try:
-                _parsed([recipe, override])
-            except _UNREADABLE:
-                raise bad_value(field(override), override.partition("=")[2]) from None
-        raise
+    config = parsed(arguments)
     config_lib.validate(config)
     return config
 
 
-def _parsed(arguments: list[str]) -> ConfigDict:
+def parsed(arguments: list[str]) -> ConfigDict:
+    """Return the same where it need not be valid: fields exist and values are of their type.
+
+    Raises InputError where that is not so, or where the recipe cannot be loaded.
+    """
+    recipe, *overrides = arguments
+    for override in overrides:
+        if field(override) not in FIELDS:
+            raise unknown_field(field(override))
+    if not pathlib.Path(recipe.removeprefix("--config=")).is_file():
+        raise InputError(f"{recipe} is no file; the recipes are in configs/")
+    try:
+        config = _by_flags(arguments)
+    except (Exception, SystemExit) as error:  # whatever the flags or the recipe's code say
+        raise _explained(recipe, overrides, error) from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{recipe}: its get_config() returns no ConfigDict")
+    return config
+
+
+def _explained(recipe: str, overrides: list[str], error: BaseException) -> InputError:
+    """Return the error that names the override which is wrong, or the recipe where none is."""
+    for part in ([], *([override] for override in overrides)):
+        try:
+            _by_flags([recipe, *part])
+        except (Exception, SystemExit) as of_part:
+            if part:
+                return bad_value(field(part[0]), part[0].partition("=")[2])
+            error = of_part
+            break
+    last = str(error).strip().rpartition("\n")[2]
+    return InputError(f"{recipe} cannot be loaded: {type(error).__name__}: {last}")
+
+
+def _by_flags(arguments: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     argv = ["run.py", *arguments]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
     return values["config"].value
+
+
+def value(name: str, text: str) -> Any:
+    """Return what `--config.name=text` means to run.py; raise InputError where it is refused.
+
+    What is in its range may yet not go with other fields.
+    """
+    config = parsed([f"--config={ANY_RECIPE}", f"--config.{name}={text}"])
+    found = dict(config_lib.flatten(config))[name]
+    try:
+        accepted = FIELDS[name].accepts(found)
+    except (ValueError, TypeError, OverflowError, RuntimeError):
+        accepted = False
+    if not accepted:
+        raise bad_value(name, text)
+    return found
 
 
 def field(override: str) -> str:

@@ -5,7 +5,8 @@
 For each activation the first seed is trained at the --rates in turn, and the one that gets there in
 the fewest epochs is taken for the other seeds. A run is stopped when it is there, and in the search
 when it has taken longer than the best so far, so that what is searched last costs least. The same
-command goes on with what was stopped; a run whose numbers become infinite is a rate too high.
+command goes on with what was stopped; a run whose numbers become infinite is a rate too high, and
+is not trained again.
 
 Training error is the mean over the last epoch's batches, each before its update (figure 1 does not
 say how it was measured). Writes OUT.json (all runs; epochs at the rate taken, and tanh's by ReLU's,
@@ -85,15 +86,19 @@ def search(
     limit = math.inf
     for each in tried:
         directory = each.directory(workdir)
+        if diverged(trials.failed(each, workdir)):
+            continue
         enough = functools.partial(beyond, directory, limit)
         if failure := trials.train(each, workdir, enough):
             failures[directory] = failure
         limit = min(limit, epochs_taken(directory))
 
 
-def diverged(failure: str) -> bool:
+def diverged(failure: str | None) -> bool:
     """Return whether a run failed with this because its learning rate is too high."""
-    return "the last good checkpoint" in failure  # as every NotFinite of a run says
+    return (
+        failure is not None and "the last good checkpoint" in failure
+    )  # as every NotFinite of a run says
 
 
 def summary(
@@ -101,7 +106,6 @@ def summary(
     chosen: dict[str, trials.Trial],
     seeds: list[int],
     workdir: pathlib.Path,
-    failures: dict[pathlib.Path, str],
 ) -> dict[str, Any]:
     """Return the result file: `found` are all runs of an activation, `chosen` one at its rate."""
     result: dict[str, Any] = {"target_training_error": TARGET, "paper": PAPER}
@@ -117,17 +121,13 @@ def summary(
     both = [s for s in seeds if all(s in epochs.get(a, {}) for a in ACTIVATIONS)]
     ratios = {s: epochs["tanh"][s] / epochs["relu"][s] for s in both}
     result["tanh_by_relu"] = trials.spread(ratios.values()) | {"by_seed": ratios}
-    result["runs"] = [
-        _record(t, workdir, failures.get(t.directory(workdir)))
-        for each in found.values()
-        for t in each
-    ]
+    result["runs"] = [_record(t, workdir) for each in found.values() for t in each]
     return result
 
 
-def _record(each: trials.Trial, workdir: pathlib.Path, failure: str | None) -> dict[str, Any]:
+def _record(each: trials.Trial, workdir: pathlib.Path) -> dict[str, Any]:
     """Return the record of a run; its status is 'there' if it has got to the target."""
-    run = trials.record(each, workdir, failure)
+    run = trials.record(each, workdir)
     reached = epochs_to(trials.read_lines(each.directory(workdir)), TARGET)
     return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
 
@@ -164,7 +164,7 @@ def plot(
         )
     if axis.lines[1:]:
         axis.legend(frameon=False)
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    figure.savefig(trials.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 
@@ -203,7 +203,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
     result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
-    result |= summary(found, chosen, given.seeds, workdir, failures)
+    result |= summary(found, chosen, given.seeds, workdir)
     trials.write_json(result, out)
     lines = {
         a: [
@@ -220,8 +220,10 @@ def main() -> int:
     if ratio["n"]:
         print(f"tanh by ReLU: {_number(ratio)}; paper: about {PAPER['ratio']}")
     broken = {d: failure for d, failure in failures.items() if not diverged(failure)}
-    for directory, failure in broken.items():
-        print(f"failed: {directory.name}: {failure}", file=sys.stderr)
+    every = [t for tried in found.values() for t in tried]
+    trials.say_failed(
+        (t for t in every if not diverged(trials.failed(t, workdir))), workdir, broken
+    )
     return 1 if broken else 0
 
 

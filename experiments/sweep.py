@@ -32,7 +32,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE, nearest
 from alexnet_jax.signals import StopRequest, as_interrupts
-from experiments import sweep_report, sweep_space, sweep_worker
+from experiments import command_line, same_pictures, sweep_report, sweep_space, sweep_worker
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
@@ -131,27 +131,34 @@ def _begun(
     workdir: pathlib.Path,
 ) -> tuple[sweep_worker.Sweep, BaseStorage]:
     """Begin the sweep in `workdir`, or join it there; raise InputError if another is there."""
-    config = sweep_space.load(arguments.config, fixed)
-    space = {name: sweep_space.distribution(name, spec) for name, spec in swept.items()}
+    recipe = arguments.config
+    config = command_line.parsed(
+        [f"--config={recipe}", *(f"--config.{name}={text}" for name, text in fixed.items())]
+    )
+    space = sweep_space.read(swept)
     sweep_space.check(config, space)
     trials = arguments.trials or 20
     if arguments.sampler == "grid":
         size = int(np.prod([len(v) for v in sweep_space.grid(space).values()]))
         trials = min(arguments.trials or size, size)
     mine = {
-        "recipe": arguments.config,
+        "recipe": recipe,
         "overrides": fixed,
         "space": swept,
         "sampler": arguments.sampler,
         "pruner": arguments.pruner,
         "prune_after": arguments.prune_after,
         "seed": arguments.seed,
-        "storage": _storage_name(arguments.storage),
+        "storage": _storage_name(arguments.storage, workdir),
         "config": config.to_dict(),
+        "pictures": None,
     }
+    if config.dataset.name == "folder" and not swept.keys() & {"dataset.name", "dataset.path"}:
+        folder = pathlib.Path(config.dataset.path).expanduser()
+        mine["pictures"] = same_pictures.fingerprint(folder)  # which may lie elsewhere there
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} is the directory of a run; take another --workdir")
-    storage = _storage(arguments.storage) if arguments.storage else None
+    storage = _storage(arguments.storage) if mine["storage"] else None
     workdir.mkdir(parents=True, exist_ok=True)
     storage = storage or _storage(str(workdir / JOURNAL))
     with sweep_worker.alone(workdir):
@@ -172,9 +179,12 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
         record = json.loads((workdir / RECORD).read_text())
         if not isinstance(record["study"], str):
             raise TypeError("study is no text")
+        # Records of earlier versions have what was given, or the journal's name.
+        was = None if record["storage"] == JOURNAL else record["storage"]
+        record["storage"] = _storage_name(was, workdir)
     except FileNotFoundError:
         raise InputError(f"--workdir={workdir} holds no sweep: no {RECORD}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{workdir / RECORD} is damaged ({error}); take another --workdir"
         ) from None
@@ -191,7 +201,8 @@ def _refuse_another_sweep(
         config = config_lib.flatten(config_lib.from_dict(record["config"]))
         fields = {f"config.{n}": v for n, v in config if n not in {**old["space"], **new["space"]}}
         swept = {f"sweep.{name}": spec for name, spec in record["space"].items()}
-        names = ("sampler", "pruner", "prune_after", "seed", "storage")
+        names = ["sampler", "pruner", "prune_after", "seed", "storage"]
+        names += ["pictures"] if "pictures" in old else []  # earlier versions did not look
         return swept | {name: record[name] for name in names} | fields
 
     was, now = flat(old), flat(new)
@@ -207,17 +218,29 @@ def _refuse_another_sweep(
         )
 
 
-def _storage_name(given: str | None) -> str:
-    """Return what is written down about the storage: no password."""
-    if given is None or "://" not in given:
-        return given or JOURNAL
+def _storage_name(given: str | None, workdir: pathlib.Path) -> str | None:
+    """Return what is written down about the storage: None for the default, no password.
+
+    Paths are absolute, so that one file has one name wherever the command is given.
+    """
+    if given is None:
+        return None
+    if "://" not in given:
+        path = pathlib.Path(given).expanduser().resolve()
+        return None if path == (workdir / JOURNAL).resolve() else str(path)
     try:
-        return sqlalchemy.engine.make_url(given).render_as_string(hide_password=True)
+        url = sqlalchemy.engine.make_url(given)
     except sqlalchemy.exc.ArgumentError:
         raise InputError(
             f"--storage={given}: expected the path of a file, or a URL such as"
             " sqlite:///sweep.db or postgresql://user@host/database"
         ) from None
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise InputError(f"--storage={given} keeps nothing; give a file: sqlite:///sweep.db")
+        if not url.database.startswith("file:"):
+            url = url.set(database=str(pathlib.Path(url.database).resolve()))
+    return url.render_as_string(hide_password=True)
 
 
 def _storage(given: str) -> BaseStorage:
@@ -243,14 +266,15 @@ def _storage(given: str) -> BaseStorage:
 
 def _report_only(workdir: pathlib.Path, storage_given: str | None) -> str:
     record = _record(workdir)
-    if _storage_name(storage_given) != record["storage"]:
-        raise InputError(f"{workdir} has --storage={record['storage']}; give it")
+    if _storage_name(storage_given, workdir) != record["storage"]:
+        was = f"--storage={record['storage']}" if record["storage"] else "no --storage"
+        raise InputError(f"{workdir} was begun with {was}; give the same")
     storage = _storage(storage_given or str(workdir / JOURNAL))
     try:
         study = optuna.load_study(study_name=record["study"], storage=storage)
     except KeyError:
         raise InputError(f"{workdir}: the storage does not know the sweep") from None
-    space = {name: sweep_space.distribution(name, spec) for name, spec in record["space"].items()}
+    space = sweep_space.read(record["space"])
     with sweep_worker.alone(workdir):
         return sweep_report.write(workdir, record, space, study.get_trials())
 

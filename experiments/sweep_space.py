@@ -7,10 +7,8 @@ v1,v2,...                     one of these, of any field: 0.3,0.5  plateau,epoch
 
 import ast
 import copy
-import importlib.util
 import itertools
 import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,35 +23,12 @@ from optuna.trial import Trial
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import FIELDS, bad_value, unknown_field
+from alexnet_jax.fields import FIELDS, unknown_field
+from experiments.command_line import value
 
 LARGEST_GRID = 10_000
 _TRIED = 1000  # combinations with a value before it is refused
 _KINDS = {"uniform": float, "loguniform": float, "int": int}
-_TRUE, _FALSE = ("true", "1"), ("false", "0")
-
-
-def load(recipe: str, overrides: Mapping[str, str]) -> ConfigDict:
-    """Return the config of the file `recipe` with `overrides`, texts by field.
-
-    Raises InputError where the recipe cannot be loaded or a field does not exist or is not of the
-    text's type. Ranges are not looked at: what is swept may change them.
-    """
-    try:
-        spec = importlib.util.spec_from_file_location("recipe", recipe)
-        if spec is None or spec.loader is None or not pathlib.Path(recipe).is_file():
-            raise InputError(f"--config={recipe} is no recipe; give one such as configs/alexnet.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except InputError:
-        raise
-    except Exception as error:
-        message = f"--config={recipe} cannot be loaded: {type(error).__name__}: {error}"
-        raise InputError(message) from None
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"--config={recipe}: its get_config() returns no ConfigDict")
-    return with_values(config, {name: value(name, text) for name, text in overrides.items()})
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
@@ -69,33 +44,9 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def value(name: str, text: str) -> Any:
-    """Return what `--config.name=text` means to run.py; raise InputError where it is refused."""
-    if name not in FIELDS:
-        raise unknown_field(name)
-    types = FIELDS[name].type
-    kind = types[0] if isinstance(types, tuple) else types
-    try:
-        if kind is bool:
-            if text.lower() not in _TRUE + _FALSE:
-                raise ValueError(text)
-            found: Any = text.lower() in _TRUE
-        elif kind is tuple:
-            found = _tuple(ast.literal_eval(text.strip()))
-        else:
-            found = kind(text)
-        accepted = FIELDS[name].accepts(found)
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
-        accepted = False
-    if not accepted:
-        raise bad_value(name, text)
-    return found
-
-
-def _tuple(literal: Any) -> tuple:
-    if not isinstance(literal, tuple | list):
-        raise TypeError(literal)
-    return tuple(literal)
+def read(specs: Mapping[str, str]) -> dict[str, BaseDistribution]:
+    """Return the distribution that each of `specs`, by field, means."""
+    return {name: distribution(name, spec) for name, spec in specs.items()}
 
 
 def distribution(name: str, spec: str) -> BaseDistribution:

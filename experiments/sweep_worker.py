@@ -24,7 +24,7 @@ from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.signals import Stop
 from alexnet_jax.workdir import locked
-from experiments import sweep_report, sweep_space, sweep_trial
+from experiments import command_line, run_process, sweep_report, sweep_space
 
 FAILURES = 3  # in a row, before a first step: then it is no trial's fault
 WAIT = 1.0  # seconds between looks for trials that other workers have left
@@ -180,20 +180,19 @@ def _train(
     directory = sweep_report.directory(sweep.workdir, trial.number)
     named = ", ".join(f"{name}={text}" for name, text in values.items())
     print(f"trial {trial.number}: {named}; {directory}", file=sys.stderr)
-    config = sweep_space.with_values(
-        sweep.config, {name: sweep_space.value(name, text) for name, text in values.items()}
-    )
+    *arguments, _ = sweep.arguments(values, trial.number)
+    config = command_line.parsed(arguments)
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     errors: dict[int, float] = {}
     pruned = stopping = False
-    with sweep_trial.running(sweep.arguments(values, trial.number), directory) as process:
-        for line in sweep_trial.validations(process, directory):
+    with run_process.running(sweep.arguments(values, trial.number), directory) as process:
+        for line in run_process.validations(process, directory):
             if line is not None and not pruned:
                 errors[line["step"]] = line["top1_error"]
                 pruned = _report(trial, config, line, min(errors.values()), reported)
             if (pruned or stop.requested) and not stopping:
                 stopping = True
-                process.terminate()
+                run_process.stop(process)
     code = process.returncode
     if pruned:
         _tell(study, trial, TrialState.PRUNED)
@@ -204,7 +203,7 @@ def _train(
             raise InputError(f"{directory} was stopped from outside; the same command continues")
         return None
     else:
-        why = sweep_trial.failure(directory, code)
+        why = run_process.failure(directory, code)
         trial.set_user_attr(sweep_report.FAILURE, why)
         # TPE does not see failed trials and would draw from where numbers overflow again and again.
         _tell(study, trial, TrialState.FAIL if code < 0 else TrialState.PRUNED)

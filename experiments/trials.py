@@ -1,7 +1,8 @@
 """Trials: runs of run.py that differ by named fields and by seed, trained one after the other.
 
 A trial is an ordinary run in WORKDIR/NAME-seedN. One that has been killed goes on where it was, one
-that has ended is not trained again, and one that fails is reported while the others go on.
+that has ended is not trained again, and one that fails is reported while the others go on. What a
+run prints is in its log.txt, and why the last session failed, if it did, in its failure.json.
 """
 
 import contextlib
@@ -14,8 +15,7 @@ import statistics
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +26,14 @@ from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.version import versions
-from alexnet_jax.workdir import check, finished_result
+from alexnet_jax.workdir import check, finished_result, locked
+from experiments import run_process
 from experiments.command_line import field, read_config, without_places
+from experiments.same_pictures import refuse_other_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
+FAILURE = "failure.json"  # there: why its last session failed, and under which config
 ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
 POLL = 2.0  # seconds between two looks at whether a trial has got where it should
 
@@ -63,7 +66,9 @@ class Trial(NamedTuple):
 def refuse_others(trials: Iterable[Trial], workdir: pathlib.Path) -> None:
     """Raise InputError unless each of `trials` is valid, and what its directory holds is of it."""
     for trial in trials:
-        check(trial.directory(workdir), trial.config())
+        directory, config = trial.directory(workdir), trial.config()
+        check(directory, config)
+        refuse_other_pictures(directory, config.dataset)
 
 
 def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -80,13 +85,24 @@ def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
     return finished_result(directory, total_steps(config, num_train))
 
 
+def failed(trial: Trial, workdir: pathlib.Path) -> str | None:
+    """Return why the last session of `trial` failed, None if it did not or had another config."""
+    try:
+        kept = json.loads((trial.directory(workdir) / FAILURE).read_text())
+        was = dict(config_lib.flatten(config_lib.from_dict(kept["config"])))
+        return str(kept["reason"]) if was == dict(config_lib.flatten(trial.config())) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def train(
     trial: Trial, workdir: pathlib.Path, enough: Callable[[], bool] = lambda: False
 ) -> str | None:
     """Train `trial` to its end, or until there is `enough()` of it, unless that is so already.
 
-    Returns None, or the line that says why it failed. Its output goes to stderr. On an interrupt
-    the run saves and stops before KeyboardInterrupt goes on.
+    Returns None, or the line that says why it failed, which `failed` does from then on. Its output
+    goes to log.txt and to stderr. On an interrupt the run saves and stops before KeyboardInterrupt
+    goes on.
     """
 
     def done() -> bool:
@@ -96,44 +112,25 @@ def train(
         return None
     directory = trial.directory(workdir)
     directory.mkdir(parents=True, exist_ok=True)
-    _note_session(trial, directory)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *trial.arguments(), f"--workdir={directory}"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # an interrupt from the terminal reaches it through us, once
-    )
-    lines: list[str] = []
-    echo = threading.Thread(target=_echo, args=(process, directory.name, lines))
-    echo.start()
     try:
+        with locked(directory):
+            pass
+    except InputError as busy:  # with somebody else's session of it, which may well succeed
+        return str(busy)
+    (directory / FAILURE).unlink(missing_ok=True)
+    _note_session(trial, directory)
+    arguments = [*trial.arguments(), f"--workdir={directory}"]
+    with run_process.echoed(directory), run_process.running(arguments, directory) as process:
         while process.poll() is None and not enough():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL)
-        process.terminate()  # which one that has ended does not notice
-        process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-    finally:
-        echo.join()
-    if process.returncode == 0 and done():
+    if done():
         return None
-    last = lines[-1] if lines else f"exit code {process.returncode}"
-    return last.removeprefix("error: ")
-
-
-def _echo(process: subprocess.Popen, name: str, lines: list[str]) -> None:
-    assert process.stderr is not None
-    with process.stderr:
-        for line in process.stderr:
-            if line.strip():
-                lines.append(line.strip())
-                print(f"{name}: {line.rstrip()}", file=sys.stderr, flush=True)
+    reason = run_process.failure(directory, process.returncode)
+    if process.returncode != 0:  # else somebody has stopped it
+        kept = {"reason": reason, "config": trial.config().to_dict()}
+        config_lib.write_json(kept, directory / FAILURE)
+    return reason
 
 
 def _note_session(trial: Trial, directory: pathlib.Path) -> None:
@@ -174,16 +171,22 @@ def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
     """Write `tree`, with date and code, as OUT.json, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
-    config_lib.write_json(tree | stamp, out.with_suffix(".json"))
+    config_lib.write_json(tree | stamp, extended(out, ".json"))
 
 
-def record(trial: Trial, workdir: pathlib.Path, failure: str | None = None) -> dict[str, Any]:
+def extended(out: pathlib.Path, extension: str) -> pathlib.Path:
+    """Return OUT with `extension`: of lr0.5 the .5 is none."""
+    return out.with_name(out.name + extension)
+
+
+def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
     """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
 
     `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
     """
     directory = trial.directory(workdir)
     result = finished(trial, workdir)
+    failure = None if result else failed(trial, workdir)
     status = "finished" if result else "failed" if failure else "unfinished"
     found: dict[str, Any] = {
         "name": trial.name,
@@ -257,23 +260,34 @@ def run(
 ) -> int:
     """Train those of `trials`, `write` the records of all before and after each; return exit code.
 
-    It is 0 where all have ended or an interrupt came, 1 where one has failed.
+    It is 0 where all have ended or an interrupt came, 1 where one has failed now.
     """
     refuse_others(trials, workdir)  # all that is wrong is said before the first is trained
     failures: dict[pathlib.Path, str] = {}
 
-    def records() -> list[dict[str, Any]]:
-        return [record(t, workdir, failures.get(t.directory(workdir))) for t in trials]
+    def write_all() -> None:
+        write([record(trial, workdir) for trial in trials])
 
-    write(records())  # first, so that what cannot be written is known at once
+    write_all()  # first, so that what cannot be written is known at once
     try:
         for trial in filter(train_which, trials):
             if failure := train(trial, workdir):
                 failures[trial.directory(workdir)] = failure
-            write(records())
+            write_all()
     except KeyboardInterrupt:
-        write(records())
+        write_all()
         print("stopped; the same command goes on where it was", file=sys.stderr)
-    for directory, failure in failures.items():
-        print(f"failed: {directory.name}: {failure}", file=sys.stderr)
+    say_failed(trials, workdir, failures)
     return 1 if failures else 0
+
+
+def say_failed(
+    trials: Iterable[Trial], workdir: pathlib.Path, failures: Mapping[pathlib.Path, str]
+) -> None:
+    """Print a line for each of `trials` that is in `failures` or failed the last time."""
+    for trial in trials:
+        directory = trial.directory(workdir)
+        known = None if finished(trial, workdir) else failed(trial, workdir)
+        if reason := failures.get(directory) or known:
+            log = f"; see {directory / run_process.LOG}"
+            print(f"failed: {directory.name}: {reason}{log}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Experiments: differences that do what they are named for, trials that go on, what is reported."""
+"""Experiments: differences that do what they are named for, what is reported, what is refused."""
 
 import json
 import sys
@@ -7,74 +7,31 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import AlexNet, InputError, geometry
+from alexnet_jax import AlexNet, geometry
 from alexnet_jax import config as config_lib
-from experiments import ablations, cifar10, command_line, figure1, trials
+from experiments import ablations, cifar10, command_line, figure1, run_process, trials
 from tests import runs
 
 RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
 EIGHT_LAYERS = ("alexnet", "alexnet_two_device", "alexnet_cifar10", "quickstart")
 
-# A run.py of a few milliseconds: its errors fall to nothing in ten epochs over the learning rate,
-# by steps of a tenth of an epoch, and it ends by a signal alone; at rates above 1 it diverges.
-FAKE_RUN = """
-import ast, json, pathlib, signal, sys
-given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
-workdir = pathlib.Path(given["workdir"])
-recipe = pathlib.Path(__file__).with_name(pathlib.Path(given["config"]).stem + ".json")
-config = json.loads(recipe.read_text())
-for name, text in given.items():
-    if name.startswith("config."):
-        _, *groups, leaf = name.split(".")
-        tree = config
-        for group in groups:
-            tree = tree[group]
-        tree[leaf] = ast.literal_eval(text)
-(workdir / "config.json").write_text(json.dumps(config))
-rate = float(given["config.learning_rate"])
-signal.signal(signal.SIGTERM, lambda *_: (workdir / "saved").touch() or sys.exit(0))
-print("begun", file=sys.stderr, flush=True)
-if rate > 1:
-    sys.exit("error: step 7: conv1 is not finite after the update; the last good checkpoint: none")
-rate /= 1 + ("tanh" in given.get("config.model.stages", ""))
-if given["config.seed"] == "13":
-    sys.exit("error: no luck")
-with (workdir / "metrics.jsonl").open("w") as file:
-    for i in range(1, 301):
-        line = {"epoch": i / 10, "split": "train", "top1_error": max(0, 1 - rate * i / 100)}
-        file.write(json.dumps(line) + "\\n")
-signal.pause()
-"""
 
-
-@pytest.fixture
-def fake_run(tmp_path, monkeypatch):
-    """Let trials run FAKE_RUN, and what they ask on the side take no time."""
-    (tmp_path / "run.py").write_text(FAKE_RUN)
-    for name in ("figure1", "cifar10_80sec"):
-        config_lib.save(_config(name), tmp_path / f"{name}.json")
-    monkeypatch.setattr(trials, "ROOT", tmp_path)
-    monkeypatch.setattr(trials, "POLL", 0.02)
-    monkeypatch.setattr(trials, "device", lambda: "none")
-    return tmp_path / "runs"
-
-
-def _main(module, monkeypatch, *arguments):
+def main(module, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["experiment", *map(str, arguments)])
     return module.main()
 
 
-def _recipe(name):
+def recipe(name):
     return runs.ROOT / f"configs/{name}.py"
 
 
-def _config(name):
-    return command_line.read_config([f"--config={_recipe(name)}"])
+def read(name):
+    return command_line.read_config([f"--config={recipe(name)}"])
 
 
 @pytest.mark.parametrize("name", EIGHT_LAYERS)
 def test_each_ablation_changes_what_it_names(name):
-    config = _config(name)
+    config = read(name)
     found, left_out = ablations.ablations(config)
     assert not left_out
     after = {name: ablations.changed(config, differences) for name, differences in found.items()}
@@ -119,7 +76,7 @@ def test_the_command_line_of_an_ablation_gives_its_config(recipe):
 
 
 def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
-    config = _config("alexnet_two_device")
+    config = read("alexnet_two_device")
     found, _ = ablations.ablations(config)
     assert found["without_conv3"]["model.cross_layers"] == ("conv3",)
     assert found["without_conv4"]["model.cross_layers"] == ("conv3",)
@@ -159,88 +116,40 @@ def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
     monkeypatch.setattr(trials, "device", lambda: "a device")
     monkeypatch.setenv("XLA_FLAGS", runs.cpu_devices(1)["XLA_FLAGS"])
     arguments = [
-        f"--config={_recipe('quickstart')}",
+        f"--config={recipe('quickstart')}",
         "--data=digits",
         f"--config.dataset.data_dir={data_dir}",
         *(override for override in runs.TINY if not override.startswith("--config=")),
         "--config.model.hidden=(16, 16)",  # again, and with a space
         "--config.num_steps=2",
         f"--workdir={tmp_path}",
+        f"--out={tmp_path / 'lr0.5'}",
         "--only=full",  # for the programs, of which other tests have use
         "--seeds",
         "3",
     ]
-    assert _main(ablations, monkeypatch, *arguments) == 0
+    assert main(ablations, monkeypatch, *arguments) == 0
     table = capsys.readouterr().out
     result = json.loads((tmp_path / "full-seed3/result.json").read_text())
-    found = json.loads((tmp_path / "ablations.json").read_text())
+    found = json.loads((tmp_path / "lr0.5.json").read_text())
     row = found["table"]["full"]["ten_crop_top1_error"]
     assert (row["mean"], row["n"]) == (result["ten_crop_top1_error"], 1)
+    assert (tmp_path / "lr0.5.md").read_text() == table
     assert f"| full | 1 | {100 * result['ten_crop_top1_error']:.2f} % |" in table
     assert "| no_lrn | 0 | - |" in table
     run = next(run for run in found["runs"] if run["name"] == "full")
     assert run["status"] == "finished" and run["step"] == 2
     assert len(run["sessions"]) == 1 and run["sessions"][0]["device"] == "a device"
-    assert str(data_dir) not in (tmp_path / "ablations.json").read_text()
-    assert (tmp_path / "ablations.png").stat().st_size > 0
+    assert str(data_dir) not in (tmp_path / "lr0.5.json").read_text()
+    assert (tmp_path / "lr0.5.png").stat().st_size > 0
     assert config_lib.load(tmp_path / "full-seed3/config.json").seed == 3
 
     def trained_again(*_, **__):
         raise AssertionError("a run that has ended is trained again")
 
-    monkeypatch.setattr(trials.subprocess, "Popen", trained_again)
-    assert _main(ablations, monkeypatch, *arguments) == 0
+    monkeypatch.setattr(run_process, "running", trained_again)
+    assert main(ablations, monkeypatch, *arguments) == 0
     assert capsys.readouterr().out == table
-
-
-def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
-    trial = trials.Trial("net", _recipe("cifar10_80sec"), ("--config.num_epochs=2",), {}, 5)
-    directory = trial.directory(tmp_path)
-    directory.mkdir()
-    assert trials.finished(trial, tmp_path) is None
-    config_lib.save(trial.config(), directory / "config.json")
-    assert trials.finished(trial, tmp_path) is None
-    result = dict.fromkeys(trials.ERRORS, 0.3) | {"best_step": 782, "seconds": 9.0}
-    result |= {"step": 782, "epoch": 782 * 128 / 50000}
-    (directory / "result.json").write_text(json.dumps(result))
-    assert trials.finished(trial, tmp_path) == result
-    longer = trial._replace(overrides=("--config.num_epochs=3",))
-    assert trials.finished(longer, tmp_path) is None
-    other = trial._replace(differences={"learning_rate": 0.5})
-    assert trials.finished(other, tmp_path) is None
-    found = cifar10.summary("80sec", trial.overrides, [trials.record(trial, tmp_path)])
-    assert found["error"] == {"mean": 0.3, "std": None, "n": 1}
-
-
-def test_a_run_that_fails_is_reported_and_the_others_go_on(fake_run, monkeypatch, capsys):
-    def train_until_there(trial, workdir):
-        directory = trial.directory(workdir)
-        return train(trial, workdir, lambda: len(trials.read_lines(directory)) == 300)
-
-    train = trials.train
-    monkeypatch.setattr(trials, "train", train_until_there)
-    arguments = ["--net=80sec", f"--workdir={fake_run}", "--config.learning_rate=0.1"]
-    code = _main(cifar10, monkeypatch, *arguments, "--seeds", "13", "1")
-    assert code == 1
-    assert "failed: 80sec-seed13: no luck" in capsys.readouterr().err
-    found = json.loads((fake_run / "80sec.json").read_text())
-    states = [(run["seed"], run["status"], run.get("failure")) for run in found["runs"]]
-    assert states == [(13, "failed", "no luck"), (1, "unfinished", None)]
-    assert found["runs"][1]["epoch"] == 30
-
-
-def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
-    trial = figure1.trial("relu", 0.1, 0)
-    directory = trial.directory(fake_run)
-
-    def interrupt_when_begun():
-        if (directory / "metrics.jsonl").exists() and len(trials.read_lines(directory)) == 300:
-            raise KeyboardInterrupt
-        return False
-
-    with pytest.raises(KeyboardInterrupt):
-        trials.train(trial, fake_run, interrupt_when_begun)
-    assert (directory / "saved").exists()
 
 
 def test_the_training_error_is_the_mean_over_the_last_epoch(tmp_path):
@@ -269,31 +178,6 @@ def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():
     assert figure1.epochs_to(falling[:60], 0.25) is None
     low = [{"epoch": i / 10, "split": "train", "top1_error": 0.1} for i in range(1, 20)]
     assert figure1.epochs_to(low, 0.25) == 1.0
-
-
-def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypatch, capsys):
-    monkeypatch.setattr(figure1, "RECIPE", _recipe("figure1"))
-    arguments = [f"--workdir={fake_run}", "--rates", "0.9", "2", "1", "0.7", "--seeds", "0", "1"]
-    assert _main(figure1, monkeypatch, *arguments) == 0  # a rate that diverges is no failure
-    found = json.loads((fake_run / "figure1.json").read_text())
-    for activation in figure1.ACTIVATIONS:
-        assert found[activation]["learning_rate"] == 1
-        assert found[activation]["epochs"]["n"] == 2
-        assert found[activation]["epochs"]["std"] == 0
-    ratio = found["tanh_by_relu"]
-    assert ratio["mean"] == pytest.approx(2, abs=0.1)
-    assert ratio["by_seed"] == {"0": ratio["mean"], "1": ratio["mean"]}
-    assert f"tanh by ReLU: {ratio['mean']:.2f} +- 0.00 (n 2)" in capsys.readouterr().out
-    runs_of = [(run["name"], run["seed"], run["epochs_to_target"]) for run in found["runs"]]
-    assert len(runs_of) == 10
-    assert ("relu-lr0.9", 0, pytest.approx(8.8)) in runs_of
-    assert ("relu-lr2", 0, None) in runs_of
-    monkeypatch.setattr(trials, "train", None)
-    assert _main(figure1, monkeypatch, *arguments, "--report") == 0
-    for other in (["--config.momentum=0.5"], ["--config.momentum=0.5", "--report"]):
-        with pytest.raises(InputError, match=r"momentum=0\.9 .*0\.5"):
-            _main(figure1, monkeypatch, *arguments, *other)
-    assert json.loads((fake_run / "figure1.json").read_text())["overrides"] == []
 
 
 def test_figure_1s_nets_differ_in_activation_and_rate_alone():
@@ -347,13 +231,14 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (cifar10, ["--net=80sec", "--config.crop=1"], "did you mean 'augment.crop'?"),
         (cifar10, ["--net=80sec", "--config.batch_size=none"], "config.batch_size='none'"),
         (cifar10, ["--net=80sec", "--data=./nowhere"], "--data=./nowhere: there is no such folder"),
+        (cifar10, ["--net=80sec", "--out=."], "--out=.: give the path of files"),
         (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
         (figure1, ["--rates", "0"], "config.learning_rate=0.0"),
         (ablations, ["--config=configs/none.py"], "configs/none.py is no file"),
         (ablations, ["--only=no_luck"], "--only=no_luck is none; of this recipe there are full,"),
         (
             ablations,
-            ["--only=no_lrn", f"--config={_recipe('cifar10_80sec')}"],
+            ["--only=no_lrn", f"--config={recipe('cifar10_80sec')}"],
             "--only=no_lrn does not apply: it has no lrn",
         ),
     ],
@@ -364,7 +249,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     monkeypatch.setattr(command_line, "as_interrupts", lambda: None)
     workdir = tmp_path / "runs"
     with pytest.raises(SystemExit, match="2"):
-        command_line.main(lambda: _main(module, monkeypatch, *arguments, f"--workdir={workdir}"))
+        command_line.main(lambda: main(module, monkeypatch, *arguments, f"--workdir={workdir}"))
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not workdir.exists()

@@ -1,17 +1,22 @@
 """A sweep: what it varies, how its workers share trials, and what it reports."""
 
+import concurrent.futures
+import functools
 import json
+import os
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import optuna
 import pytest
 
 from alexnet_jax import config as config_lib
-from experiments import command_line, sweep, sweep_space, sweep_trial, sweep_worker
+from experiments import command_line, run_process, sweep, sweep_report, sweep_space, sweep_worker
 from tests import runs
 
 # In place of run.py: a run whose error is 1 - dropout at its end, without a network.
@@ -47,8 +52,8 @@ def fake_run(tmp_path, monkeypatch):
     root = tmp_path / "root"
     root.mkdir()
     (root / "run.py").write_text(FAKE)
-    monkeypatch.setattr(sweep_trial, "ROOT", root)
-    monkeypatch.setattr(sweep_trial, "POLL", 0.05)
+    monkeypatch.setattr(run_process, "ROOT", root)
+    monkeypatch.setattr(run_process, "POLL", 0.05)
     monkeypatch.setattr(sweep_worker, "WAIT", 0.05)
     return root
 
@@ -86,14 +91,15 @@ RATE = "--sweep.learning_rate=loguniform:1e-3,1e-1"
         (["--sweep.augment.crop=67,73"], "config.augment.crop=73 is larger"),
         (["--sweep.dtype=float32,float16"], "config.dtype='float16'"),
         ([RATE, "--config.learning_rate=0.1"], "config.learning_rate is given twice"),
-        ([RATE, "--config.seed=-1"], "config.seed='-1'"),
+        ([RATE, "--config.seed=-1"], "config.seed=-1"),
         ([RATE, "--config.sed=1"], "did you mean 'seed'"),
-        ([RATE, "--config=nowhere.py"], "--config=nowhere.py is no recipe"),
+        ([RATE, "--config=nowhere.py"], "--config=nowhere.py is no file"),
         ([RATE, "--trials=0"], "--trials=0"),
         ([RATE, "--sampler=grid"], "--sampler=grid needs values of learning_rate"),
         ([RATE, "--sampler=bayes"], "bayes"),
         ([RATE, "--trails=3"], "did you mean '--trials'"),
         ([RATE, "--storage=nonsense://"], "--storage"),
+        ([RATE, "--storage=sqlite://"], "--storage=sqlite:// keeps nothing"),
         ([RATE, "--storage=no/such/directory/journal.log"], "there is no directory"),
         ([], "nothing is swept"),
     ],
@@ -108,28 +114,9 @@ def test_what_makes_no_sense_is_refused_by_name_and_nothing_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overrides_mean_what_they_mean_to_run_py():
-    texts = {
-        "seed": "7",
-        "learning_rate": "1e-2",
-        "num_steps": "5",
-        "augment.flip": "true",
-        "dtype": "bfloat16",
-        "model.hidden": "(16, 32)",
-        "milestones": "()",
-    }
-    config = sweep_space.load("configs/quickstart.py", texts)
-    config_lib.validate(config)
-    values = dict(config_lib.flatten(config))
-    assert [values[name] for name in texts] == [7, 0.01, 5, True, "bfloat16", (16, 32), ()]
-
-
 def test_a_value_is_allowed_if_one_combination_with_it_is():
-    space = {
-        "augment.crop": sweep_space.distribution("augment.crop", "67,73"),
-        "dataset.image_size": sweep_space.distribution("dataset.image_size", "72,80"),
-    }
-    sweep_space.check(sweep_space.load("configs/quickstart.py", {}), space)
+    space = sweep_space.read({"augment.crop": "67,73", "dataset.image_size": "72,80"})
+    sweep_space.check(command_line.parsed(["--config=configs/quickstart.py"]), space)
 
 
 @pytest.mark.parametrize("database", [False, True])
@@ -181,17 +168,82 @@ def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
         assert row["top1_error"] == pytest.approx(expected)
 
 
-def test_trials_drawn_do_not_depend_on_interruptions(fake_run, tmp_path):
-    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5")
-    assert swept(tmp_path / "straight", *flags, "--trials=3") == 0
-    for trials in (1, 3):
-        assert swept(tmp_path / "in_parts", *flags, f"--trials={trials}") == 0
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_trials_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path, monkeypatch):
+    """A signal stops the run of the fourth trial, saved, and the same command goes on with it."""
+    few_at_random = functools.partial(optuna.samplers.TPESampler, n_startup_trials=2)
+    monkeypatch.setattr(optuna.samplers, "TPESampler", few_at_random)
+    waits = '"stopped" in workdir.parts and workdir.name == "0003"'
+    (fake_run / "run.py").write_text(FAKE.replace("rate > 0.5", waits))
+    flags = (f"--sampler={sampler}", RATE, "--trials=5", "--config.model.dropout=0.5")
+    assert swept(tmp_path / "straight", *flags) == 0
+    trial = tmp_path / "stopped/trials/0003"
+
+    def stop():
+        wait_for(trial / "metrics.jsonl")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert swept(tmp_path / "stopped", *flags) == 0
+    thread.join()
+    assert (trial / "stopped").exists() and not (trial / "result.json").exists()
+    assert swept(tmp_path / "stopped", *flags) == 0
+    assert (trial / "log.txt").read_text().count("$ python run.py") == 2
     drawn = [
-        [row["values"] for row in results(tmp_path / name)["trials"]]
-        for name in ("straight", "in_parts")
+        [row["values"]["learning_rate"] for row in results(tmp_path / name)["trials"]]
+        for name in ("straight", "stopped")
     ]
     assert drawn[0] == drawn[1]
-    assert len({values["learning_rate"] for values in drawn[0]}) == 3
+    assert len(set(drawn[0])) == 5
+
+
+def test_two_workers_do_each_trial_once(fake_run, tmp_path):
+    """The first trial's run waits for the second's, which only another worker can begin."""
+    wait = """
+workdir.joinpath("begun").touch()
+other = workdir.with_name("0001").joinpath("begun")
+give_up = time.monotonic() + 30 * (workdir.name == "0000")
+while time.monotonic() < give_up and not other.exists():
+    time.sleep(0.01)
+"""
+    (fake_run / "run.py").write_text(FAKE.replace("rate, dropout =", wait + "rate, dropout ="))
+    workdir = tmp_path / "sweep"
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.4", "--trials=6")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        workers = [pool.submit(swept, workdir, *flags) for _ in range(2)]
+        assert [worker.result() for worker in workers] == [0, 0]
+    assert [row["state"] for row in results(workdir)["trials"]] == ["complete"] * 6
+    logs = [path.read_text() for path in sorted(workdir.glob("trials/*/log.txt"))]
+    assert [log.count("$ python run.py") for log in logs] == [1] * 6
+
+
+def test_a_storage_has_one_name_wherever_the_command_is_given(
+    fake_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep_report, "write", lambda *_: "")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
+    flags += (f"--config={runs.ROOT / 'configs/quickstart.py'}",)
+    for name, first, same in (
+        ("default", [], [f"--storage={tmp_path}/default/journal.log"]),
+        ("given", ["--storage=given/journal.log"], []),
+        ("file", ["--storage=one.log"], [f"--storage={tmp_path}/one.log"]),
+        ("database", ["--storage=sqlite:///x.db"], [f"--storage=sqlite:///{tmp_path}/x.db"]),
+    ):
+        assert swept(name, *flags, *first) == 0, capsys.readouterr().err
+        monkeypatch.chdir(name)
+        assert swept(tmp_path / name, *flags, *same) == 0, capsys.readouterr().err
+        assert swept(tmp_path / name, "--report", *same) == 0, capsys.readouterr().err
+        monkeypatch.chdir(tmp_path)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/*.log")}
+    assert files == {"default/journal.log", "given/journal.log", "one.log"}
+    assert swept("default", *flags, "--storage=journal.log") == 2
+    assert "holds a sweep with storage=None" in capsys.readouterr().err
+    record = tmp_path / "default" / "sweep.json"
+    assert json.loads(record.read_text())["storage"] is None
+    record.write_text(record.read_text().replace('"storage": null', '"storage": "journal.log"'))
+    assert swept("default", *flags) == 0  # as earlier versions wrote it
 
 
 def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run, tmp_path, capsys):
@@ -203,6 +255,21 @@ def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run
         name = other.lstrip("-").partition("=")[0]
         assert f"holds a sweep with {name}=" in capsys.readouterr().err
     assert swept(tmp_path / "sweep", *flags, "--config.log_every_steps=7") == 0
+
+
+def test_a_worker_may_have_the_pictures_elsewhere_but_not_others(fake_run, tmp_path, capsys):
+    for place, size in (("here", 1), ("there", 1), ("others", 2)):
+        for split in ("train", "val"):
+            folder = tmp_path / place / split / "cat"
+            folder.mkdir(parents=True)
+            (folder / "1.png").write_bytes(b"x" * size)
+    flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
+    flags += ("--config.dataset.name=folder",)
+    for place, code in (("here", 0), ("there", 0), ("others", 2), ("nowhere", 2)):
+        path = f"--config.dataset.path={tmp_path / place}"
+        assert swept(tmp_path / "sweep", *flags, path) == code, place
+    error = capsys.readouterr().err
+    assert "holds a sweep with pictures='folder: " in error and "nowhere is not a folder" in error
 
 
 def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
@@ -220,8 +287,8 @@ def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, 
         *("--sampler=random", "--sweep.learning_rate=uniform:0.6,0.9"),
         "--config.model.dropout=0.5",
     ]
-    code = "import pathlib, sys; from experiments import command_line, sweep, sweep_trial"
-    code += f"; sweep_trial.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
+    code = "import pathlib, sys; from experiments import command_line, sweep, run_process"
+    code += f"; run_process.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
     worker = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=runs.ROOT)
     trial = workdir / "trials" / "0000"
     wait_for(trial / "metrics.jsonl", worker)
@@ -246,12 +313,12 @@ def wait_for(path: pathlib.Path, process: subprocess.Popen | None = None) -> Non
 def test_the_command_line_of_a_trial_gives_run_py_its_config(tmp_path):
     values = {"learning_rate": "0.02", "model.hidden": "(16, 32)", "augment.flip": "true"}
     overrides = {"dtype": "bfloat16", "model.pool.window": "2", "num_steps": "4"}
-    recipe = sweep_space.load("configs/quickstart.py", overrides)
+    recipe = command_line.parsed(sweep_report.command("configs/quickstart.py", overrides, {}))
     record = {"recipe": "configs/quickstart.py", "overrides": overrides}
     swept = sweep_worker.Sweep(tmp_path, recipe, {}, 1, record)
     *arguments, workdir = swept.arguments(values, 3)
     assert workdir == f"--workdir={tmp_path / 'trials' / '0003'}"
-    of_values = {name: sweep_space.value(name, text) for name, text in values.items()}
+    of_values = {name: command_line.value(name, text) for name, text in values.items()}
     wanted = sweep_space.with_values(recipe, of_values)
     found = command_line.read_config(arguments)
     assert dict(config_lib.flatten(found)) == dict(config_lib.flatten(wanted))

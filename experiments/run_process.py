@@ -1,7 +1,8 @@
-"""A trial's run: run.py in a process of its own, which its worker watches and does not outlive.
+"""run.py in a process of its own, which who began it watches and does not leave behind.
 
-The process is begun by this file as a script. Its standard input is a pipe of which only the worker
-holds the other end: when the worker has ended, however it did, the run is asked to save and stop.
+The process is begun by this file as a script. Its standard input is a pipe of which only its parent
+holds the other end: when that is closed, or the parent has ended, however it did, the run is asked
+to save and stop. There is no other way to stop it, so that it is asked once.
 """
 
 import contextlib
@@ -36,16 +37,43 @@ def running(arguments: Sequence[str], directory: pathlib.Path) -> Iterator[subpr
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is the worker's, which stops the run once
+            start_new_session=True,  # Ctrl-C is the parent's, which stops the run once
         )
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        stop(process)
+        process.wait()
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ask a run of `running` to save and stop; once more, or at its end, that does nothing."""
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+@contextlib.contextmanager
+def echoed(directory: pathlib.Path) -> Iterator[None]:
+    """Print what is added to `directory`/log.txt within the context: to stderr, after its name."""
+    left = threading.Event()
+
+    def follow() -> None:
+        begun, last = "", False
+        while not last:
+            last = left.wait(POLL)  # before the reading, so that the end is not missed
+            *lines, begun = (begun + log.read()).split("\n")
+            for line in [*lines, begun] if last else lines:
+                if line.strip():
+                    print(f"{directory.name}: {line.rstrip()}", file=sys.stderr, flush=True)
+
+    with (directory / LOG).open("a+", errors="replace") as log:
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join()
 
 
 def validations(
@@ -88,13 +116,13 @@ def failure(directory: pathlib.Path, code: int) -> str:
     return f"{how}: {said[-1][:500]}"
 
 
-def _stop_with_the_worker() -> None:
+def _stop_with_the_parent() -> None:
     os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_stop_with_the_worker, daemon=True).start()
+    threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     sys.argv = sys.argv[1:]
     sys.path[0] = str(ROOT)
     runpy.run_path(sys.argv[0], run_name="__main__")

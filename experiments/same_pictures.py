@@ -1,0 +1,48 @@
+"""Are the pictures that a run is to go on with those that it was trained on?
+
+run.py asks that too, when it has prepared them; here it is asked before anything is begun, and of
+runs that have ended. `dataset.path` may change, for the same pictures may have moved.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from alexnet_jax import checkpoint
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import InputError
+from alexnet_jax.sources import open_source
+
+
+def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
+    """Raise InputError where the run in `directory`, if there is one, is of another folder.
+
+    A folder of another name with the same pictures is none, as long as that is known: from the
+    run's checkpoint, which holds the hash of its prepared set, and that set.
+    """
+    if dataset.name != "folder" or not (directory / "config.json").exists():
+        return
+    was = config_lib.load(directory / "config.json").dataset.path
+    here, there = (pathlib.Path(path).expanduser().resolve() for path in (dataset.path, was))
+    if here == there:
+        return
+    with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
+        with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
+            identity = checkpoints.restore_run(checkpoints.latest() or 0)["data"]
+        prepared = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+        (statistics,) = prepared.glob(f"*-{identity}/statistics.json")
+        if json.loads(statistics.read_text())["made_from"]["source"] == fingerprint(here):
+            return
+    raise InputError(
+        f"{directory} was trained on the pictures in {was}, and those in {dataset.path} are not"
+        f" known to be the same; give --data={was}, or take another --workdir"
+    )
+
+
+@functools.cache
+def fingerprint(folder: pathlib.Path) -> str:
+    """Return a text that is another for other pictures; raise InputError where there are none."""
+    return open_source(ConfigDict({"name": "folder", "path": str(folder)})).fingerprint
