@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import AlexNet, InputError, geometry
 from alexnet_jax import config as config_lib
-from experiments import ablations, cifar10, command_line, figure1, trials
+from experiments import ablations, cifar10, command_line, figure1, metrics, trials
 from tests import runs
 
 RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -215,7 +215,7 @@ def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
 def test_a_run_that_fails_is_reported_and_the_others_go_on(fake_run, monkeypatch, capsys):
     def train_until_there(trial, workdir):
         directory = trial.directory(workdir)
-        return train(trial, workdir, lambda: len(trials.read_lines(directory)) == 300)
+        return train(trial, workdir, lambda: len(metrics.lines(directory)) == 300)
 
     train = trials.train
     monkeypatch.setattr(trials, "train", train_until_there)
@@ -234,7 +234,7 @@ def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
     directory = trial.directory(fake_run)
 
     def interrupt_when_begun():
-        if (directory / "metrics.jsonl").exists() and len(trials.read_lines(directory)) == 300:
+        if (directory / "metrics.jsonl").exists() and len(metrics.lines(directory)) == 300:
             raise KeyboardInterrupt
         return False
 
@@ -254,10 +254,10 @@ def test_the_training_error_is_the_mean_over_the_last_epoch(tmp_path):
     lines.insert(17, {"epoch": 2.0, "split": "val", "top1_error": 0.0})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"epoch": 7, "spl')  # as a killed run leaves it
-    epochs, found = trials.training_errors(trials.read_lines(tmp_path))
+    epochs, found = metrics.training_errors(metrics.lines(tmp_path))
     np.testing.assert_array_equal(epochs, 0.125 * steps)
     np.testing.assert_allclose(found, [errors[max(0, n - 8) : n].mean() for n in steps])
-    assert trials.training_errors([])[0].size == 0
+    assert metrics.training_errors([])[0].size == 0
 
 
 def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():
