@@ -105,7 +105,15 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     note = "validation; dotted: training;\ngrey: chance"
     note += f"; losses above\n{top:.3g} are cut off" if cut else ""
     labels = [label(name) for name in runs]
-    figure.legend(handles, labels, title=note, loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        title=note,
+        alignment="left",
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -60,7 +60,7 @@ def page(runs: Sequence[Run], folder: pathlib.Path) -> str:
         runs_table(runs),
         groups_table(runs),
         "<h2>Curves</h2>\n",
-        _figure(folder / "curves.png", "Loss, top-1 error and learning rate over epochs.", ""),
+        _figure(folder / "curves.png", "Loss, top-1 error and learning rate over epochs."),
         "<h2>Filters of the first layer</h2>\n<p>Of the best checkpoint. Each filter is scaled to"
         " its own smallest and largest weight; with two columns, the first one's are above.</p>\n",
     ]
@@ -72,7 +72,7 @@ def page(runs: Sequence[Run], folder: pathlib.Path) -> str:
         path = folder / f"filters-{i}-{slug}.png"
         title = f"{name}, step {run.saved.best}"
         plot_filters(run.saved.kernel, run.fields["model.groups"], title, path)
-        parts.append(_figure(path, f"Filters of {title}.", title))
+        parts.append(_figure(path, f"Filters of {title}."))
     parts.append(f"<p>Made on {datetime.date.today().isoformat()}.</p>\n")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -81,11 +81,9 @@ def page(runs: Sequence[Run], folder: pathlib.Path) -> str:
     )
 
 
-def _figure(path: pathlib.Path, alternative: str, caption: str) -> str:
+def _figure(path: pathlib.Path, alternative: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    picture = f'<img alt="{text(alternative)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{picture}{below}</figure>\n"
+    return f'<figure><img alt="{text(alternative)}" src="data:image/png;base64,{data}"></figure>\n'
 
 
 def report(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
