@@ -89,8 +89,9 @@ def _parsed(file: BinaryIO) -> Iterator[dict[str, Any] | None]:
         try:
             line = json.loads(text)
             numbers = [value for name, value in line.items() if name != "split"]
-            finite = all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
-            whole = finite and line["split"] in ("train", "val") and line.keys() >= NEEDED
+            whole = line["split"] in ("train", "val") and line.keys() >= NEEDED
+            whole = whole and {int, float}.issuperset(map(type, numbers))
+            whole = whole and all(map(math.isfinite, numbers))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             whole = False
         yield line if whole else None
