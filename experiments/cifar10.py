@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from experiments import command_line, trials
+from experiments import command_line, metrics, trials
 from experiments.curves import COLOURS
 
 # The published error, and which of ours is measured in the same way: on the whole picture, or as
@@ -51,7 +51,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
     """Draw the errors over epochs of `runs`, lines of metrics.jsonl, as OUT.png."""
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for lines in runs:
-        epochs, errors = trials.training_errors(lines)
+        epochs, errors = metrics.training_errors(lines)
         validation = [line for line in lines if line["split"] == "val"]
         axis.plot(epochs, 100 * errors, ":", color=COLOURS[1], linewidth=1)
         axis.plot(
@@ -90,7 +90,7 @@ def main() -> int:
     def write(runs: list[dict[str, Any]]) -> None:
         found.update(summary(given.net, overrides, runs))
         trials.write_json(found, out)
-        plot(found, [trials.read_lines(trial.directory(workdir)) for trial in all_trials], out)
+        plot(found, [metrics.lines(trial.directory(workdir)) for trial in all_trials], out)
 
     code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)
     print(

@@ -3,18 +3,19 @@
 python experiments/curves.py --out=experiments/results/NAME RUN...
 
 Writes NAME.json (config, result and curve of each run, training steps averaged to at most 100
-points, versions, device, date) and NAME.png (loss, top-1 error and learning rate over epochs).
+points, versions, device, date) and NAME.png (loss, top-1 error and learning rate over epochs). A
+RUN that is the directory of an experiment stands for the runs in it.
 """
 
 import argparse
-import array
 import datetime
-import io
 import json
-import math
 import os
 import pathlib
 import platform
+import sys
+import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,44 +26,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.errors import InputError
+from experiments import command_line, metrics, run_directories
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = "osD^"  # after six runs the colours come again with the next marker
 POINTS = 100
-METRICS = (
-    "step",
-    "epoch",
-    "loss",
-    "top1_error",
-    "top5_error",
-    "images_per_second",
-    "learning_rate",
-)
 
 
-def metrics(workdir: pathlib.Path) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    """Return what `workdir`/metrics.jsonl holds, and how many lines are left out as torn.
-
-    For 'train' and 'val' each of METRICS is float64 (lines,); of a file that is not there, (0,).
-    """
-    numbers = {"train": array.array("d"), "val": array.array("d")}
-    torn = 0
-    path = workdir / "metrics.jsonl"
-    with path.open(errors="replace") if path.exists() else io.StringIO() as file:
-        for text in file:  # of ImageNet there are a million
-            try:
-                line = json.loads(text)
-                values = [line[name] for name in METRICS]
-                if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-                    raise ValueError(text)
-                numbers[line["split"]].extend(values)
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                torn += 1
-    columns = {split: np.array(n).reshape(-1, len(METRICS)).T for split, n in numbers.items()}
-    return {split: dict(zip(METRICS, c, strict=True)) for split, c in columns.items()}, torn
-
-
-def averaged(lines: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
-    """Return both splits of `metrics` as means over at most POINTS parts, and each's last rate."""
+def averaged(lines: metrics.Columns) -> dict[str, dict[str, list[float]]]:
+    """Return both splits of `lines` as means over at most POINTS parts, and each's last rate."""
     curves = {}
     for split, columns in lines.items():
         number = len(columns["step"])
@@ -77,12 +53,14 @@ def averaged(lines: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, lis
 
 
 def curve(workdir: pathlib.Path) -> dict[str, Any]:
-    """Return config, result (None if it has not ended) and curves of the run in `workdir`."""
-    result = workdir / "result.json"
+    """Return config, result (None if it has not ended) and curves of the run in `workdir`.
+
+    Raises InputError where it is no run directory.
+    """
     return {
-        "config": json.loads((workdir / "config.json").read_text()),
-        "result": json.loads(result.read_text()) if result.exists() else None,
-        "curves": averaged(metrics(workdir)[0]),
+        "config": config_lib.load(workdir / "config.json").to_dict(),
+        "result": run_directories.result(workdir),
+        "curves": averaged(metrics.read(workdir)[0]),
     }
 
 
@@ -127,7 +105,15 @@ def plot(runs: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     note = "validation; dotted: training;\ngrey: chance"
     note += f"; losses above\n{top:.3g} are cut off" if cut else ""
     labels = [label(name) for name in runs]
-    figure.legend(handles, labels, title=note, loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        title=note,
+        alignment="left",
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -141,13 +127,14 @@ def label(name: str, longest: int = 32) -> str:
     return f" {name}" if name.startswith("_") else name  # which would hide it
 
 
-def main() -> None:
-    """Read the runs named on the command line and write both files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="path without extension")
-    arguments = parser.parse_args()
-    runs = {workdir.name: curve(workdir) for workdir in arguments.runs}
+def write(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
+    """Write the curves of the runs in `workdirs` as OUT.json and OUT.png, both or neither.
+
+    Raises InputError where one is no run directory, or `out` cannot be written.
+    """
+    if out.name in ("", ".."):
+        raise InputError(f"--out={out} names no file: give a path without extension")
+    runs = {name: curve(path) for name, path in run_directories.named(workdirs).items()}
     for run in runs.values():  # where the pictures lay is nobody else's business
         run["config"]["dataset"].update(path="", data_dir="")
     record = {
@@ -156,9 +143,27 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "runs": runs,
     }
-    arguments.out.with_suffix(".json").write_text(json.dumps(record) + "\n")
-    plot(runs, arguments.out.with_suffix(".png"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".curves-", dir=out.parent) as scratch:
+            files = [pathlib.Path(scratch) / f"{out.name}{ending}" for ending in (".json", ".png")]
+            files[0].write_text(json.dumps(record) + "\n")
+            plot(runs, files[1])
+            for file in files:
+                file.replace(out.parent / file.name)
+    except OSError as error:
+        raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
+
+
+def main() -> int:
+    """Write the curves that the command line asks for; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="path without extension")
+    arguments = parser.parse_args()
+    write(arguments.runs, arguments.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command_line.main(main)

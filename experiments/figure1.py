@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from alexnet_jax.errors import InputError
-from experiments import command_line, trials
+from experiments import command_line, metrics, trials
 from experiments.curves import COLOURS
 
 RECIPE = ROOT / "configs/figure1.py"
@@ -53,20 +53,20 @@ def epochs_to(lines: Iterable[dict[str, Any]], target: float) -> float | None:
 
     None where it has not come so far. `lines` are those of its metrics.jsonl.
     """
-    epochs, errors = trials.training_errors(lines)
+    epochs, errors = metrics.training_errors(lines)
     there = (epochs >= 1) & (errors <= target)
     return float(epochs[np.argmax(there)]) if there.any() else None
 
 
 def epochs_taken(directory: pathlib.Path) -> float:
     """Return `epochs_to` the target of the run in `directory`, infinity if it is not there."""
-    reached = epochs_to(trials.read_lines(directory), TARGET)
+    reached = epochs_to(metrics.lines(directory), TARGET)
     return math.inf if reached is None else reached
 
 
 def beyond(directory: pathlib.Path, limit: float) -> bool:
     """Return whether the run in `directory` is there, or has taken more than `limit` epochs."""
-    lines = trials.read_lines(directory)
+    lines = metrics.lines(directory)
     if epochs_to(lines, TARGET) is not None:
         return True
     return max((line["epoch"] for line in lines), default=0.0) > limit
@@ -128,7 +128,7 @@ def summary(
 def _record(each: trials.Trial, workdir: pathlib.Path) -> dict[str, Any]:
     """Return the record of a run; its status is 'there' if it has got to the target."""
     run = trials.record(each, workdir)
-    reached = epochs_to(trials.read_lines(each.directory(workdir)), TARGET)
+    reached = epochs_to(metrics.lines(each.directory(workdir)), TARGET)
     return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
 
 
@@ -207,7 +207,7 @@ def main() -> int:
     trials.write_json(result, out)
     lines = {
         a: [
-            trials.training_errors(trials.read_lines(t.directory(workdir)))
+            metrics.training_errors(metrics.lines(t.directory(workdir)))
             for t in found[a]
             if t.name == each.name
         ]

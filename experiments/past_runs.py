@@ -1,6 +1,5 @@
 """What a run directory says of its run, finished or not, damaged or whole."""
 
-import json
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -10,10 +9,8 @@ import numpy as np
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.workdir import RESULT, rewinds
-from experiments.curves import metrics
-
-Lines = dict[str, dict[str, np.ndarray]]  # of curves.metrics
+from alexnet_jax.workdir import rewinds
+from experiments import metrics, run_directories
 
 
 class Run(NamedTuple):
@@ -21,7 +18,7 @@ class Run(NamedTuple):
 
     name: str
     fields: dict[str, Any]  # the config's, by dotted name
-    lines: Lines
+    lines: metrics.Columns
     result: dict[str, Any] | None  # of result.json; None if the run has not ended
     state: str  # in words
     saved: "Saved"
@@ -41,8 +38,8 @@ class Saved(NamedTuple):
 def read(workdir: pathlib.Path, name: str) -> Run:
     """Return the run in `workdir`. Raises InputError where it is no run directory."""
     config = config_lib.load(workdir / "config.json")
-    lines, torn = metrics(workdir)
-    result = _result(workdir)
+    lines, torn = metrics.read(workdir)
+    result = run_directories.result(workdir)
     saved = _saved(workdir, config.model.layers[0])
     state = "finished" if result else _state(workdir, lines, saved.latest, config.model.num_classes)
     notes = [state, saved.trouble] if saved.trouble else [state]
@@ -51,15 +48,6 @@ def read(workdir: pathlib.Path, name: str) -> Run:
     if number := rewinds(workdir):
         notes.append(f"rewinds: {number}")
     return Run(name, dict(config_lib.flatten(config)), lines, result, "; ".join(notes), saved)
-
-
-def _result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        result = json.loads((workdir / "result.json").read_text())
-        numbers = [result[name] for name in RESULT if name != "best_step"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return result if all(type(n) in (int, float) for n in numbers) else None
 
 
 def _saved(workdir: pathlib.Path, layer: str) -> Saved:
@@ -79,7 +67,9 @@ def _saved(workdir: pathlib.Path, layer: str) -> Saved:
     return saved._replace(best=int(state.step), kernel=kernel if of_pictures else None)
 
 
-def _state(workdir: pathlib.Path, lines: Lines, latest: int | None, num_classes: int) -> str:
+def _state(
+    workdir: pathlib.Path, lines: metrics.Columns, latest: int | None, num_classes: int
+) -> str:
     """Return how far a run without a result has come, and what is known of its end."""
     train = lines["train"]
     if not len(train["step"]):

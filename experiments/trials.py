@@ -18,7 +18,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
@@ -27,7 +26,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.version import versions
 from alexnet_jax.workdir import check, finished_result, locked
-from experiments import run_process
+from experiments import metrics, run_process
 from experiments.command_line import field, read_config, without_places
 from experiments.same_pictures import refuse_other_pictures
 
@@ -198,39 +197,10 @@ def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
         found |= {name: result[name] for name in (*ERRORS, "step", "epoch", "seconds")}
     else:
         found |= {"failure": failure} if failure else {}
-        found["epoch"] = max((line["epoch"] for line in read_lines(directory)), default=0.0)
+        found["epoch"] = metrics.epochs(directory) or 0.0
     path = directory / SESSIONS
     sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return found | {"sessions": sessions, "command": command(trial)}
-
-
-def read_lines(directory: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a run's metrics.jsonl, also while it is being written."""
-    found = []
-    try:
-        text = (directory / "metrics.jsonl").read_text(errors="replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # torn: the run is at it, or was killed
-            continue
-    return found
-
-
-def training_errors(lines: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return epochs and errors after each training step logged in `lines`, the rows of a run.
-
-    An error is the mean top-1 error of the batches, each before its update, of the epoch that ends
-    there; in the first epoch of what there is of it.
-    """
-    of_train = [(line["epoch"], line["top1_error"]) for line in lines if line["split"] == "train"]
-    epochs, errors = np.array(of_train, np.float64).reshape(-1, 2).T
-    sums = np.concatenate([[0.0], np.cumsum(errors)])
-    begins = np.searchsorted(epochs, epochs - 1 + 1e-9, "right")
-    ends = np.arange(1, len(epochs) + 1)
-    return epochs, (sums[ends] - sums[begins]) / (ends - begins)
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import AlexNet, geometry
 from alexnet_jax import config as config_lib
-from experiments import ablations, cifar10, command_line, figure1, run_process, trials
+from experiments import ablations, cifar10, command_line, figure1, metrics, run_process, trials
 from tests import runs
 
 RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -163,10 +163,10 @@ def test_the_training_error_is_the_mean_over_the_last_epoch(tmp_path):
     lines.insert(17, {"epoch": 2.0, "split": "val", "top1_error": 0.0})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"epoch": 7, "spl')  # as a killed run leaves it
-    epochs, found = trials.training_errors(trials.read_lines(tmp_path))
+    epochs, found = metrics.training_errors(metrics.lines(tmp_path))
     np.testing.assert_array_equal(epochs, 0.125 * steps)
     np.testing.assert_allclose(found, [errors[max(0, n - 8) : n].mean() for n in steps])
-    assert trials.training_errors([])[0].size == 0
+    assert metrics.training_errors([])[0].size == 0
 
 
 def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():

@@ -10,7 +10,7 @@ from alexnet_jax import InputError, checkpoint, data, workdir
 from alexnet_jax import config as config_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.workdir import locked
-from experiments import cifar10, command_line, figure1, run_process, trials
+from experiments import cifar10, command_line, figure1, metrics, run_process, trials
 from tests import runs
 from tests.test_experiments import main, read, recipe
 
@@ -83,7 +83,7 @@ def train_until_there(monkeypatch):
 
     def until_there(trial, workdir):
         directory = trial.directory(workdir)
-        return train(trial, workdir, lambda: len(trials.read_lines(directory)) == 300)
+        return train(trial, workdir, lambda: len(metrics.lines(directory)) == 300)
 
     train = trials.train
     monkeypatch.setattr(trials, "train", until_there)
@@ -171,7 +171,7 @@ def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
     directory = trial.directory(fake_run)
 
     def interrupt_when_begun():
-        if (directory / "metrics.jsonl").exists() and len(trials.read_lines(directory)) == 300:
+        if (directory / "metrics.jsonl").exists() and len(metrics.lines(directory)) == 300:
             raise KeyboardInterrupt
         return False
 

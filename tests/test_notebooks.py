@@ -13,10 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import alexnet_jax
-from alexnet_jax import checkpoint
-from alexnet_jax import config as config_lib
-from alexnet_jax.train import train_and_evaluate
+from alexnet_jax import data
+from configs import cifar10_18pct
 from tests import runs
+from tests.untrained import save_run, write_lines
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,24 +60,30 @@ def execute(name, monkeypatch, **parameters):
     return variables
 
 
+def networks():
+    """The networks on which notebooks are tried, as configs by name."""
+    digits = runs.tiny_config("none")
+    stages = digits.model.stages
+    found = {name: digits.copy_and_resolve_references() for name in ("two", "tanh", "no_lrn")}
+    found["two"].model.groups = 2
+    found["tanh"].model.stages = (("tanh", "lrn", "max_pool"), *stages[1:4], ("tanh", "max_pool"))
+    found["no_lrn"].model.stages = tuple(tuple(s for s in of if s != "lrn") for of in stages)
+    cifar10 = cifar10_18pct.get_config()  # pooling before ReLU, another norm, no hidden layers
+    cifar10.model.features = (8, 8, 8)
+    bare = cifar10_18pct.get_config()
+    bare.model.layers = ("local1", "conv2", "conv3")
+    bare.model.features = (2, 8, 8)
+    bare.model.stages = ((), (), ())
+    return {"digits": digits, **found, "cifar10": cifar10, "bare": bare}
+
+
 @pytest.fixture(scope="module")
-def workdirs(data_dir, tmp_path_factory):
-    """Folder of two runs of three steps, 'one' and 'two' by the number of their columns.
-
-    Where all layers read both columns the arrays are those of one, so that one training is enough.
-    """
+def workdirs(tmp_path_factory):
+    """Folder of a run of each of `networks`, which has its name: untrained, of three epochs."""
     folder = tmp_path_factory.mktemp("runs")
-    config = runs.tiny_config(data_dir)
-    config.num_steps = 3
-    train_and_evaluate(config, folder / "one")
-
-    shutil.copytree(folder / "one", folder / "two", ignore=shutil.ignore_patterns("checkpoints"))
-    config, state, run = checkpoint.load(folder / "one")
-    config.model.groups = 2
-    config.model.cross_layers = config.model.layers[1:]
-    config_lib.save(config, folder / "two" / "config.json")
-    with checkpoint.Checkpoints(folder / "two") as checkpoints:
-        checkpoints.save(3, state, run | {"config": config.to_dict()})
+    for name, config in networks().items():
+        save_run(folder / name, config)
+        write_lines(folder / name, (0.9, 0.6, 0.7))
     return folder
 
 
@@ -98,17 +104,78 @@ def test_there_are_five():
     assert NAMES == ["curves", "filters", "lrn", "neighbours", "predict"]
 
 
-@pytest.mark.parametrize("name", ["filters", "neighbours", "predict"])
+@pytest.mark.parametrize("name", ["filters", "predict"])
 def test_a_notebook_runs_on_pictures_and_two_columns(name, workdirs, photographs, monkeypatch):
     found = execute(name, monkeypatch, WORKDIR=workdirs / "two", PICTURES=photographs)
     if name == "filters":
         assert [column.shape for column in found["columns"]] == [(11, 11, 3, 4)] * 2
 
 
-def test_predict_asks_the_digits_that_were_held_out(workdirs, monkeypatch, capsys):
-    execute("predict", monkeypatch, WORKDIR=workdirs / "one")
-    error = runs.metrics(workdirs / "one", "val")[-1]["top1_error"]
-    expected = f"359 pictures: the right class is the first for {1 - error:.1%}"
+@pytest.mark.parametrize(
+    ("run", "last", "width"),
+    [
+        ("two", "relu7", 16),
+        ("tanh", "tanh7", 16),
+        ("cifar10", "avg_pool3", 4 * 4 * 8),
+    ],
+)
+def test_neighbours_takes_the_last_stage_of_any_network(
+    run, last, width, workdirs, photographs, monkeypatch
+):
+    found = execute("neighbours", monkeypatch, WORKDIR=workdirs / run, PICTURES=photographs)
+    assert found["last"] == last
+    assert found["vectors"].shape == (12, width)
+
+
+@pytest.mark.parametrize(
+    ("run", "first", "least", "normalised"),
+    [
+        ("tanh", "tanh1", -1, True),
+        ("no_lrn", "relu1", 0, False),
+        ("cifar10", "relu1", 0, False),
+    ],
+)
+def test_lrn_takes_the_first_activations_of_any_network(
+    run, first, least, normalised, workdirs, photographs, monkeypatch, capsys
+):
+    picture = photographs / "3" / "3.png"
+    found = execute("lrn", monkeypatch, WORKDIR=workdirs / run, PICTURE=picture)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{first}: ")
+    assert ("has no local response normalisation" not in out) == normalised
+    assert np.ptp(found["x"]) > 0
+    assert found["x"].min() == pytest.approx(least, abs=0.1)
+    np.testing.assert_allclose(found["y"], found["x"] / found["divisor"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("filters", "local1 of the run in .*bare has other filters at each place"),
+        ("lrn", "the run in .*bare has neither ReLU nor tanh"),
+        ("neighbours", "the run in .*bare has no stage"),
+    ],
+)
+def test_a_notebook_says_what_a_network_lacks(name, lacks, workdirs, photographs, monkeypatch):
+    with pytest.raises(ValueError, match=lacks):
+        execute(name, monkeypatch, WORKDIR=workdirs / "bare", PICTURES=photographs)
+
+
+def test_predict_asks_the_digits_that_were_held_out(workdirs, digits, monkeypatch, capsys):
+    found = execute("predict", monkeypatch, WORKDIR=workdirs / "digits")
+    batches = list(data.eval_batches(digits, batch_size=64))
+    images, labels = (
+        np.concatenate([batch[n][batch["mask"]] for batch in batches]) for n in ("image", "label")
+    )
+    assert found["labels"] == [digits.class_names[label] for label in labels]
+    for i in (0, 100, 358):
+        picture = Image.fromarray(found["pictures"][i]).convert("RGB")
+        shown = picture.resize(images[i].shape[:2], Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(shown, images[i])
+    share = np.mean(
+        [a[0][0] == label for a, label in zip(found["answers"], found["labels"], strict=True)]
+    )
+    expected = f"359 pictures: the right class is the first for {share:.1%}"
     assert expected in capsys.readouterr().out
 
 
@@ -117,7 +184,7 @@ def test_neighbours_are_those_of_the_vectors_by_which_predict_judges(workdirs, m
     few = load_digits()
     few.images, few.target = few.images[:200], few.target[:200]
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
-    found = execute("neighbours", monkeypatch, WORKDIR=workdirs / "one")
+    found = execute("neighbours", monkeypatch, WORKDIR=workdirs / "digits")
     vectors, queries, others = (found[n] for n in ("vectors", "queries", "others"))
     assert vectors.shape == (200, 16)
 
@@ -125,7 +192,7 @@ def test_neighbours_are_those_of_the_vectors_by_which_predict_judges(workdirs, m
     fc8 = found["variables"]["params"]["fc8"]
     probabilities = jax.nn.softmax(vectors[some] @ fc8["kernel"] + fc8["bias"])
     pictures = [np.asarray(found["images"][i]) for i in some]
-    expected = alexnet_jax.predict(workdirs / "one", pictures, top=10)
+    expected = alexnet_jax.predict(workdirs / "digits", pictures, top=10)
     for row, answer in zip(probabilities, expected, strict=True):
         by_class = [dict(answer)[str(digit)] for digit in range(10)]
         np.testing.assert_allclose(row, by_class, rtol=1e-4, atol=1e-6)
@@ -149,15 +216,20 @@ def test_lrn_shows_what_a_network_of_two_columns_computes(workdirs, photographs,
     assert np.min(found["remains"]) < 0.9, "nothing to be seen"
 
 
-def test_curves_compares_runs_and_leaves_a_line_that_is_being_written(
-    workdirs, tmp_path, monkeypatch, capsys
-):
-    shutil.copytree(workdirs, tmp_path / "runs")
-    with (tmp_path / "runs" / "one" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "epo')
+def test_curves_compares_runs_and_leaves_out_what_is_torn(workdirs, tmp_path, monkeypatch, capsys):
+    for name in ("digits", "two"):
+        shutil.copytree(workdirs / name, tmp_path / "runs" / name)
+    path = tmp_path / "runs" / "digits" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text('{"step": 4, "epo\n[1]\n{"split": "train"}\n' + whole + '{"step": 4, "epo')
+    (tmp_path / "runs" / "without a config").mkdir()
+    (tmp_path / "runs" / "without a config" / "metrics.jsonl").write_text(whole)
     found = execute("curves", monkeypatch, RUNS=tmp_path / "runs")
-    assert "model.groups: 1 (one), 2 (two)" in capsys.readouterr().out
-    assert [len(lines["train"]) for lines in found["runs"].values()] == [3, 3]
+    assert "model.groups: 1 (digits), 2 (two)" in capsys.readouterr().out
+    drawn = {
+        name: [len(run[split]) for split in ("train", "val")] for name, run in found["runs"].items()
+    }
+    assert drawn == {"digits": [6, 3], "two": [6, 3]}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import json
-import pathlib
 import sys
 
 import numpy as np
@@ -12,11 +11,9 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import InputError
-from alexnet_jax import config as config_lib
-from alexnet_jax.workdir import RESULT
 from experiments import filters, report
 from tests import runs
-from tests.untrained import save_run
+from tests.untrained import save_run, write_run
 
 
 class Page(html.parser.HTMLParser):
@@ -55,28 +52,6 @@ class Page(html.parser.HTMLParser):
         """Return a table's rows by its headings."""
         head, *body = self.tables[table]
         return [dict(zip(head, row, strict=True)) for row in body]
-
-
-def write_run(workdir, val_errors, *, ended=True, **changes) -> pathlib.Path:
-    """Write a run of two training lines an epoch, and the given error after each epoch."""
-    config = runs.tiny_config("none")
-    config.num_epochs = 4
-    config.update_from_flattened_dict(changes)
-    workdir.mkdir(parents=True)
-    config_lib.save(config, workdir / "config.json")
-    lines = []
-    for i, error in enumerate(val_errors):
-        line = {"loss": 2.0 - i / 8, "top1_error": error, "top5_error": error / 2}
-        line |= {"learning_rate": 0.01 / 10 ** (i // 2), "images_per_second": 9.0}
-        at = {"step": 10 * i + 5, "epoch": i + 0.5}, {"step": 10 * i + 10, "epoch": i + 1.0}
-        lines += [{**at[0], "split": "train", **line}, {**at[1], "split": "train", **line}]
-        lines.append({**at[1], "split": "val", **line})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (workdir / "metrics.jsonl").write_text(text)
-    if ended:
-        result = dict.fromkeys(RESULT, 0.25) | {"step": 40, "seconds": 3723.4}
-        (workdir / "result.json").write_text(json.dumps(result))
-    return workdir
 
 
 def test_the_page_compares_runs_and_gives_the_spread_over_seeds(tmp_path):
@@ -190,19 +165,17 @@ def test_the_directory_of_an_experiment_stands_for_its_runs(tmp_path):
     assert [row["run"] for row in rows] == ["quickstart", "80sec-seed0", "80sec-seed1"]
 
 
-def test_what_is_no_run_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+def test_what_is_no_run_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     run, other = write_run(tmp_path / "run", (0.5,)), tmp_path / "other"
     other.mkdir()
-    arguments = ["report.py", f"--out={tmp_path}/out", str(run), str(other)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert report.main() == 2
-    said = capsys.readouterr()
-    assert said.err == f"error: {other}/config.json is missing: {other} is not a run directory\n"
-    assert said.out == ""
+    refused = f"{other}/config.json is missing: {other} is not a run directory"
+    with pytest.raises(InputError) as error:
+        report.report([run, other], tmp_path / "out")
+    assert str(error.value) == refused
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--out=.*file cannot be written \(File exists\)"):
         report.report([run], tmp_path / "file")
-    monkeypatch.setattr(sys, "argv", arguments[:-1])
+    monkeypatch.setattr(sys, "argv", ["report.py", f"--out={tmp_path}/out", str(run)])
     assert report.main() == 0
     assert capsys.readouterr().out == f"open {tmp_path}/out/index.html\n"
