@@ -6,8 +6,9 @@
 Trains the recipe as it is (`full`) and without one part at a time, with each seed, in
 WORKDIR/NAME-seedN; the same command goes on with what was stopped, and --only takes some at a time.
 What does not apply to the recipe is named and left out. Writes OUT.json (all runs, mean and
-standard deviation), OUT.md (the table, also printed) and OUT.png; by default OUT is
-WORKDIR/ablations, WORKDIR runs/ablations. Further --config.FIELD=VALUE go to run.py.
+standard deviation), OUT.md (the table, also printed), OUT.csv (errors epoch by epoch) and OUT.png;
+by default OUT is WORKDIR/ablations, WORKDIR runs/ablations. Further --config.FIELD=VALUE go to
+run.py.
 """
 
 import functools
@@ -283,6 +284,7 @@ def main() -> int:
         labels = command_line.without_places(overrides)
         about = {"recipe": recipe.name, "overrides": labels, "left_out": left_out}
         trials.write_json(about | {"table": table, "runs": runs}, out)
+        trials.write_log(all_trials, workdir, out)
         trials.extended(out, ".md").write_text(markdown(table))
         plot(table, runs, trials.label(recipe.stem, overrides), out)
 

@@ -4,9 +4,10 @@
 
 Trains configs/cifar10_NET.py with each seed in WORKDIR/NET-seedN; the same command goes on with
 what was stopped. Writes OUT.json (each run's errors, seconds, device, versions and command; mean
-and standard deviation beside the published error) and OUT.png (curves); by default OUT is
-WORKDIR/NET, WORKDIR runs/cifar10. CIFAR10_PNG is a folder with train/<class>/ and test/<class>/;
-without --data, tfds' cifar10. Further --config.FIELD=VALUE go to run.py, and label the result.
+and standard deviation beside the published error), OUT.csv (errors epoch by epoch) and OUT.png
+(curves); by default OUT is WORKDIR/NET, WORKDIR runs/cifar10. CIFAR10_PNG is a folder with
+train/<class>/ and test/<class>/; without --data, tfds' cifar10. Further --config.FIELD=VALUE go to
+run.py, and label the result.
 """
 
 import pathlib
@@ -90,6 +91,7 @@ def main() -> int:
     def write(runs: list[dict[str, Any]]) -> None:
         found.update(summary(given.net, overrides, runs))
         trials.write_json(found, out)
+        trials.write_log(all_trials, workdir, out)
         plot(found, [metrics.lines(trial.directory(workdir)) for trial in all_trials], out)
 
     code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)

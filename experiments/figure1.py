@@ -10,8 +10,9 @@ is not trained again.
 
 Training error is the mean over the last epoch's batches, each before its update (figure 1 does not
 say how it was measured). Writes OUT.json (all runs; epochs at the rate taken, and tanh's by ReLU's,
-seed by seed, with mean and standard deviation) and OUT.png (the paper's plot); by default OUT is
-WORKDIR/figure1, WORKDIR runs/figure1. Further --config.FIELD=VALUE go to run.py.
+seed by seed, with mean and standard deviation), OUT.csv (errors epoch by epoch) and OUT.png (the
+paper's plot); by default OUT is WORKDIR/figure1, WORKDIR runs/figure1. Further
+--config.FIELD=VALUE go to run.py.
 """
 
 import functools
@@ -205,6 +206,7 @@ def main() -> int:
     result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
     result |= summary(found, chosen, given.seeds, workdir)
     trials.write_json(result, out)
+    trials.write_log((t for tried in found.values() for t in tried), workdir, out)
     lines = {
         a: [
             metrics.training_errors(metrics.lines(t.directory(workdir)))

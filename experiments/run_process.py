@@ -21,6 +21,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 POLL = 0.3  # seconds between looks at what a run has written
 LOG = "log.txt"
+COMMAND = "$ "  # there, before the command line of each session
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def running(arguments: Sequence[str], directory: pathlib.Path) -> Iterator[subpr
     Where the context is left before the run has ended, it is stopped, and waited for.
     """
     with (directory / LOG).open("a") as log:
-        log.write(f"$ {shlex.join(['python', 'run.py', *arguments])}\n")
+        log.write(f"{COMMAND}{shlex.join(['python', 'run.py', *arguments])}\n")
         log.flush()
         process = subprocess.Popen(
             [sys.executable, str(pathlib.Path(__file__)), str(ROOT / "run.py"), *arguments],
@@ -54,7 +55,7 @@ def stop(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def echoed(directory: pathlib.Path) -> Iterator[None]:
-    """Print what is added to `directory`/log.txt within the context: to stderr, after its name."""
+    """Print what the run says within the context: each line of its log.txt, after its name."""
     left = threading.Event()
 
     def follow() -> None:
@@ -63,7 +64,7 @@ def echoed(directory: pathlib.Path) -> Iterator[None]:
             last = left.wait(POLL)  # before the reading, so that the end is not missed
             *lines, begun = (begun + log.read()).split("\n")
             for line in [*lines, begun] if last else lines:
-                if line.strip():
+                if line.strip() and not line.startswith(COMMAND):
                     print(f"{directory.name}: {line.rstrip()}", file=sys.stderr, flush=True)
 
     with (directory / LOG).open("a+", errors="replace") as log:
@@ -107,7 +108,7 @@ def validations(
 def failure(directory: pathlib.Path, code: int) -> str:
     """Return why the last run in `directory` ended with `code`, in one line."""
     lines = [line.strip() for line in (directory / LOG).read_text(errors="replace").splitlines()]
-    begun = max(i for i, line in enumerate(lines) if line.startswith("$ "))
+    begun = max(i for i, line in enumerate(lines) if line.startswith(COMMAND))
     lines = [line for line in lines[begun + 1 :] if line]
     said = [line for line in lines if line.startswith("error: ")] or lines or [""]
     how = f"exit code {code}"

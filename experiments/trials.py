@@ -6,8 +6,10 @@ run prints is in its log.txt, and why the last session failed, if it did, in its
 """
 
 import contextlib
+import csv
 import datetime
 import functools
+import io
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
@@ -33,6 +36,9 @@ from experiments.same_pictures import refuse_other_pictures
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
 FAILURE = "failure.json"  # there: why its last session failed, and under which config
+# Fields without an effect on the numbers of a result but rounding: its title leaves them out.
+UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
+EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out pictures
 ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
 POLL = 2.0  # seconds between two looks at whether a trial has got where it should
 
@@ -162,7 +168,8 @@ def command(trial: Trial) -> str:
 
 def label(name: str, overrides: Iterable[str]) -> str:
     """Return the title of results: `name`, and the overrides that make them other than it says."""
-    changes = [o.removeprefix("--config.") for o in overrides if "--config.dataset." not in o]
+    kept = [o for o in overrides if "--config.dataset." not in o and field(o) not in UNSEEN]
+    changes = [o.removeprefix("--config.") for o in kept]
     return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
 
 
@@ -171,6 +178,30 @@ def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
     config_lib.write_json(tree | stamp, extended(out, ".json"))
+
+
+def write_log(trials: Iterable[Trial], workdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Write OUT.csv: a row for each evaluation of each of `trials`, and for each epoch begun.
+
+    Errors are fractions; that of training is the mean over the epoch before.
+    """
+    with io.StringIO(newline="") as text:
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["run", "seed", "step", "epoch", "training_top1_error", *EVALUATED])
+        for trial in trials:
+            lines = metrics.lines(trial.directory(workdir))
+            train = [line for line in lines if line["split"] == "train"]
+            evaluated = {line["step"]: line for line in lines if line["split"] == "val"}
+            epochs, errors = metrics.training_errors(lines)
+            begun = np.flatnonzero(np.diff(np.floor(epochs + 1e-9)) > 0) + 1
+            steps = [line["step"] for line in train]
+            for step in sorted({*evaluated, *(steps[i] for i in [*begun, -1] if steps)}):
+                i = max(0, int(np.searchsorted(steps, step, "right")) - 1)
+                line = evaluated.get(step, {})
+                row = [trial.name, trial.seed, step, f"{line.get('epoch', epochs[i]):.5g}"]
+                row += [f"{errors[i]:.4f}", *(f"{line[n]:.5g}" if line else "" for n in EVALUATED)]
+                rows.writerow(row)
+        extended(out, ".csv").write_text(text.getvalue())
 
 
 def extended(out: pathlib.Path, extension: str) -> pathlib.Path:

@@ -40,7 +40,8 @@ if given["config.seed"] == "13":
     sys.exit("error: no luck")
 with (workdir / "metrics.jsonl").open("w") as file:
     for i in range(1, 301):
-        line = {"epoch": i / 10, "split": "train", "top1_error": max(0, 1 - rate * i / 100)}
+        line = {"step": i, "epoch": i / 10, "split": "train"}
+        line["top1_error"] = max(0, 1 - rate * i / 100)
         file.write(json.dumps(line) + "\\n")
 signal.pause()
 """
@@ -209,3 +210,25 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
         with pytest.raises(InputError, match=r"momentum=0\.9 .*0\.5"):
             main(figure1, monkeypatch, *arguments, *other)
     assert json.loads((fake_run / "figure1.json").read_text())["overrides"] == []
+
+
+def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
+    trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 5)
+    trial.directory(tmp_path).mkdir()
+    lines = []
+    for step in range(1, 8):  # three steps an epoch, the last begun and not ended
+        errors = {"loss": 2.0, "top1_error": step / 10, "top5_error": 0.0, "learning_rate": 0.1}
+        lines.append({"split": "train", "step": step, "epoch": step / 3} | errors)
+        if step == 5:
+            lines.append({"split": "val", "step": 5, "epoch": 5 / 3} | errors)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (trial.directory(tmp_path) / "metrics.jsonl").write_text(text)
+    trials.write_log([trial], tmp_path, tmp_path / "log")
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert rows == [
+        "run,seed,step,epoch,training_top1_error,loss,top1_error,top5_error,learning_rate",
+        "net,5,3,1,0.2000,,,,",
+        "net,5,5,1.6667,0.4000,2,0.5,0,0.1",
+        "net,5,6,2,0.5000,,,,",
+        "net,5,7,2.3333,0.6000,,,,",
+    ]
