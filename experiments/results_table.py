@@ -42,14 +42,14 @@ ROWS = (
 
 
 def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
-    """Return error, epochs, seconds, seed and device of each finished run of `row`."""
+    """Return error, epochs, seconds, seed and devices of each finished run of `row`."""
     record = json.loads((results / f"{row.file}.json").read_text())
     if isinstance(record["runs"], dict):  # of curves.py
         run = record["runs"][row.name]
-        about = {"seed": run["config"]["seed"], "device": record["device"]}
+        about = {"seed": run["config"]["seed"], "devices": {record["device"]}}
         return [run["result"] | about]
     return [
-        run | {"device": ", ".join(sorted({s["device"] for s in run["sessions"]}))}
+        run | {"devices": {session["device"] for session in run["sessions"]}}
         for run in record["runs"]
         if run["name"] == row.name and run["status"] == "finished"
     ]
@@ -61,6 +61,12 @@ def line(row: Row, results: pathlib.Path) -> str:
     errors = [100 * run[row.metric] for run in found]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     minutes = statistics.median(run["seconds"] for run in found) / 60
+    files = {"log": ".csv", "file": ".json", "plot": ".png"}
+    links = [
+        f"[{name}]({RESULTS}/{row.file}{ending})"
+        for name, ending in files.items()
+        if (results / f"{row.file}{ending}").exists()
+    ]
     cells = [
         f"[{row.recipe}](configs/{row.recipe}.py)",
         row.data,
@@ -68,9 +74,9 @@ def line(row: Row, results: pathlib.Path) -> str:
         row.published,
         f"{statistics.fmean(run['epoch'] for run in found):.0f}",
         f"{minutes:.0f} min",
-        ", ".join(sorted({run["device"] for run in found})),
+        "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
         str(len(found)),
-        f"[file]({RESULTS}/{row.file}.json), [plot]({RESULTS}/{row.file}.png)",
+        ", ".join(links),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -107,7 +107,11 @@ def test_a_run_that_fails_is_reported_then_and_later_and_tried_again(fake_run, m
     assert "80sec-seed13: begun\n" in error and "80sec-seed1: begun\n" in error
     failed = [(13, "failed", "exit code 1: error: no luck"), (1, "unfinished", None)]
     assert states() == failed
-    assert {path.name for path in fake_run.glob("lr0.1*")} == {"lr0.1.csv", "lr0.1.json", "lr0.1.png"}
+    assert {path.name for path in fake_run.glob("lr0.1*")} == {
+        "lr0.1.csv",
+        "lr0.1.json",
+        "lr0.1.png",
+    }
     assert main(cifar10, monkeypatch, *arguments, "--report") == 0
     assert states() == failed
     assert capsys.readouterr().err.splitlines() == [said]
