@@ -7,12 +7,9 @@ flipped bit would go unnoticed.
 """
 
 import contextlib
-import itertools
-import json
 import pathlib
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
@@ -23,20 +20,13 @@ from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from alexnet_jax import aside, integrity, processes, quiet
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
-from alexnet_jax import processes, quiet
 from alexnet_jax.errors import InputError, NotFinite
+from alexnet_jax.integrity import DamagedCheckpoint
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.version import versions
-
-FORMAT = 3
-ASIDE = "damaged_checkpoints"
-DIVERGED = "diverged_checkpoints"
-
-
-class DamagedCheckpoint(InputError):
-    """What is on the disk is not what was saved."""
 
 
 def _goodness(metrics: dict[str, float | None] | None) -> float:
@@ -63,7 +53,7 @@ class Checkpoints:
         me = jax.process_index()
         read_only = read_only or me != 0
         if not read_only:
-            self._set_aside_unreadable_metrics()
+            aside.move_unreadable_metrics(self.path)
             self.path.mkdir(exist_ok=True)  # orbax leaves that to us where processes are named
         processes.from_first(None)
         verbosity = logging.get_verbosity()
@@ -134,7 +124,7 @@ class Checkpoints:
         Raises InputError where this save or the one before it cannot be written, and NotFinite,
         before anything is written, where parameters or velocity are not finite.
         """
-        for name, leaf in _named(state):
+        for name, leaf in integrity.named_arrays(state):
             if name.startswith(("params", "opt_state")) and not np.isfinite(leaf).all():
                 raise NotFinite(f"step {step}: {name} is not finite after the update", since=step)
         if jax.process_index() != 0:
@@ -151,14 +141,13 @@ class Checkpoints:
             if len(kept) == 1:
                 return  # never without a checkpoint, even for a moment
             self._manager.delete(step)
-        run = run | {"format": FORMAT, "code": versions(), "arrays": _described(state)}
-        run = json.loads(json.dumps(run))  # a copy: it is written while the run goes on
+        run = integrity.sealed(run, state)  # a copy: it is written while the run goes on
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    run=ocp.args.JsonSave(run | {"crc32": _checksum(run)}),
+                    run=ocp.args.JsonSave(run),
                 ),
                 # Always given, for orbax warns of a save without metrics.
                 metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
@@ -191,7 +180,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in self._manager.all_steps():
                 if step >= since:
-                    self._move(step, self.path.parent / DIVERGED)
+                    aside.move(self.path / str(step), aside.DIVERGED)
             self._manager.reload()
         processes.from_first(None)  # the others go on when it is done
 
@@ -228,21 +217,16 @@ class Checkpoints:
           DamagedCheckpoint: it cannot be read, or is not what was saved.
         """
         run = self.restore_run(step)
-        arrays = run.pop("arrays")
-        self._refuse_others(step, arrays, abstract)
+        arrays, path = run.pop("arrays"), self.path / str(step)
+        integrity.refuse_another_network(path, arrays, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
         )
-        with self._reading(step):
+        with integrity.reading(path):
             whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
             state = self._manager.restore(step, args=whole).state
-            if int(state.step) != step:
-                raise ValueError(f"it is that of step {state.step}")
-            found = _described(state)
-            bad = [name for name in arrays if found[name] != arrays[name]]
-            if bad:
-                raise ValueError(f"the checksum of {bad[0]} is wrong")
+            integrity.check_state(state, step, arrays)
         return state, run
 
     def restore_run(self, step: int) -> dict[str, Any]:
@@ -250,46 +234,10 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             kept = ", ".join(str(s) for s in self._manager.all_steps())
             raise InputError(f"{self.path} holds no checkpoint of step {step}; it holds {kept}")
-        with self._reading(step):
+        path = self.path / str(step)
+        with integrity.reading(path):
             only_run = ocp.args.Composite(run=ocp.args.JsonRestore())
-            run = self._manager.restore(step, args=only_run).run
-            written = run["format"]
-            if written == FORMAT and run.pop("crc32") != _checksum(run):
-                raise ValueError("the checksum of its JSON is wrong")
-        if written != FORMAT:
-            raise InputError(
-                f"{self.path / str(step)} has format {written}, this version reads {FORMAT}; use"
-                " the version that wrote it, or train anew in another --workdir"
-            )
-        return run
-
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            if _says_nothing_of_the_content(error):
-                raise InputError(
-                    f"{self.path / str(step)} cannot be read now ({reason}); it stays where it is:"
-                    " when that is mended the same command continues"
-                ) from error
-            raise DamagedCheckpoint(
-                f"{self.path / str(step)} cannot be restored ({reason}); take another step, or"
-                " continue the training: it goes on from the checkpoint before"
-            ) from error
-
-    def _refuse_others(self, step: int, arrays: dict[str, Any], abstract: TrainState) -> None:
-        """Raise InputError unless the saved arrays are those of the network at hand."""
-        saved = {name: (*array["shape"], array["dtype"]) for name, array in arrays.items()}
-        wanted = {name: (*leaf.shape, str(leaf.dtype)) for name, leaf in _named(abstract)}
-        for name in wanted | saved:
-            if saved.get(name) != wanted.get(name):
-                has, needs = (_words(of.get(name)) for of in (saved, wanted))
-                raise InputError(
-                    f"{self.path / str(step)} is of another network: {name} is {has} there, the"
-                    f" config's is {needs}; give the config that it was trained with"
-                )
+            return integrity.opened(self._manager.restore(step, args=only_run).run, path)
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Return `restore` of the newest checkpoint that is whole, or None if there is none at all.
@@ -311,72 +259,12 @@ class Checkpoints:
                 return self.restore(step, abstract)
             except DamagedCheckpoint as error:
                 set_aside = True
-                self._set_aside(step, str(error.__cause__))
+                aside.move_damaged(self.path / str(step), str(error.__cause__))
                 self._manager.reload()
-        damaged, diverged = (self.path.parent / folder for folder in (ASIDE, DIVERGED))
+        damaged, diverged = (self.path.parent / name for name in (aside.DAMAGED, aside.DIVERGED))
         if set_aside or (damaged.exists() and not diverged.exists()):
             raise InputError(f"{self.path}: every checkpoint is damaged; take another --workdir")
         return None
-
-    def _set_aside_unreadable_metrics(self) -> None:
-        """Move checkpoints out of the way with whose metrics orbax could not even begin."""
-        for metrics in self.path.glob("*/metrics/metrics"):
-            step = metrics.parts[-3]
-            try:
-                json.loads(metrics.read_text())
-            except (ValueError, OSError, RecursionError) as error:
-                if step.isdigit():  # else it is what a kill has left of a save
-                    self._set_aside(int(step), f"{metrics}: {error}")
-
-    def _set_aside(self, step: int, reason: str) -> None:
-        aside = self.path.parent / ASIDE
-        self._move(step, aside)
-        print(
-            f"warning: {self.path / str(step)} is damaged and now in {aside}"
-            f" ({' '.join(reason.split())[:200]}); going on from the checkpoint before it",
-            file=sys.stderr,
-        )
-
-    def _move(self, step: int, folder: pathlib.Path) -> None:
-        folder.mkdir(exist_ok=True)
-        names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(1)))
-        target = next(path for name in names if not (path := folder / name).exists())
-        (self.path / str(step)).rename(target)
-
-
-def _named(state: TrainState) -> Iterator[tuple[str, Any]]:
-    """Yield every array of `state` with its name, such as 'params/conv1/kernel'."""
-    for path, leaf in jax.tree.leaves_with_path(state):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def _described(state: TrainState) -> dict[str, dict[str, Any]]:
-    """Return shape, type and the CRC-32 of the bytes of every array of `state`, by its name."""
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(np.ascontiguousarray(leaf).data),
-        }
-        for name, leaf in _named(state)
-    }
-
-
-def _says_nothing_of_the_content(error: Exception) -> bool:
-    """Return whether reading failed for want of memory, files, rights, or a disk that answers."""
-    if isinstance(error, OSError):
-        missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-        return error.errno is not None and not isinstance(error, missing)
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _checksum(run: dict[str, Any]) -> int:
-    """Return the CRC-32 of JSON, whatever the order of its names."""
-    return zlib.crc32(json.dumps(run, sort_keys=True).encode())
-
-
-def _words(array: tuple | None) -> str:
-    return "missing" if array is None else f"{array[-1]} of shape {array[:-1]}"
 
 
 def load(

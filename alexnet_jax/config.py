@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import geometry
+from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, unknown_field
 from alexnet_jax.geometry import layer_names
@@ -159,10 +160,12 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def write_json(tree: Any, path: pathlib.Path) -> None:
-    """Write `tree` as JSON to `path`, whole or not at all."""
+    """Write `tree` as JSON to `path`, whole or not at all, and return when it is on the disk."""
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(tree, indent=2) + "\n")
+    sync(scratch)
     scratch.replace(path)
+    sync(path.parent)
 
 
 def load(path: pathlib.Path) -> ConfigDict:

@@ -28,10 +28,9 @@ def conv_general_dilated(
 
     The gradient is the same too, but on a CPU the weights' is a sum of matrix products, each over
     the patches of a few images: at a batch of 128 XLA's own takes 1.3 to 5 times as long, at one of
-    32 about as long (docs/performance.md). Their number should have divisors: of a prime one image
-    is taken at a time. On anything else a stride over few channels becomes one of 1 over blocks of
-    pixels. What is dilated, grouped or not NHWC by HWIO is left to XLA. `precision` does not
-    concern the gradient. There is no forward-mode gradient.
+    32 about as long (docs/performance.md). On anything else a stride over few channels becomes one
+    of 1 over blocks of pixels. What is dilated, grouped or not NHWC by HWIO is left to XLA.
+    `precision` does not concern the gradient. There is no forward-mode gradient.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -109,11 +108,14 @@ def _weight_gradient(x, g, *, shape, strides, padding):
         g = g.reshape(-1, features)
         return dw + lax.dot(patches.T, g, preferred_element_type=wide), None
 
-    parts = [v.reshape(-1, some, *v.shape[1:]) for v in (x, g)]
+    whole = x.shape[0] // some * some
+    parts = [v[:whole].reshape(-1, some, *v.shape[1:]) for v in (x, g)]
     # Zeros that vary, within shard_map, with what the sum will vary with.
     zero = jnp.where(False, x[0, 0, 0, 0] + g[0, 0, 0, 0], 0).astype(wide)
     dw = jnp.full((inputs, features), zero)
     dw, _ = lax.scan(add, dw, parts)
+    if whole < x.shape[0]:
+        dw, _ = add(dw, (x[whole:], g[whole:]))
     kernel = jnp.full(shape, zero)
     return jax.linear_transpose(in_blocks, kernel)(dw.reshape(blocks))[0].astype(x.dtype)
 
@@ -149,6 +151,10 @@ def _side_by_side(x):
 
 
 def _pictures_at_a_time(batch: int, patches_bytes: int) -> int:
-    """Return the largest divisor of `batch` whose patches are within CACHED_BYTES, 1 at least."""
-    most = max(1, CACHED_BYTES // patches_bytes)
-    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
+    """Return of how many pictures the patches are within CACHED_BYTES, 1 at least.
+
+    A divisor of `batch`, so that none are left over, unless that is less than half of what fits.
+    """
+    most = min(batch, max(1, CACHED_BYTES // patches_bytes))
+    divisor = max(n for n in range(1, most + 1) if batch % n == 0)
+    return divisor if 2 * divisor >= most else most

@@ -4,13 +4,9 @@ There is no iterator state to save: `train_batches(..., start_step=k)` begins at
 reading what came before. The global batch does not depend on the number of processes: process p
 of P holds its rows [p * B/P, (p + 1) * B/P).
 
-The rows are decoded by threads straight into the memory of the batch, which is used again when the
-caller has let go of an earlier one (buffers.py). Two batches are under way or ready beside those
-that the caller holds, whatever the size of the data set.
+Threads decode them ahead of the caller (decoding.py).
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -19,22 +15,17 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from grain.experimental import index_shuffle
 
-from alexnet_jax.buffers import RecycledArrays
+from alexnet_jax.decoding import Batch, decoded
 from alexnet_jax.errors import InputError
 from alexnet_jax.merge import statistics_sha256
 from alexnet_jax.prepare import FORMAT
 from alexnet_jax.records import Records
-from alexnet_jax.workers import cores
-
-Batch = dict[str, np.ndarray]
-
-_AHEAD = 2  # batches that are decoded while the caller is at work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,7 +175,8 @@ def train_batches(
     rows = _local(batch_size, process_count)
     order = _order(seed, dataset.num_train)
     starts = itertools.count(start_step * batch_size + process_index * rows, batch_size)
-    batches = _read(dataset.records["train"], dataset.image_size, order, starts, rows, num_threads)
+    records = dataset.records["train"]
+    batches = decoded(records, dataset.image_size, order, starts, rows, num_threads)
     return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -230,7 +222,7 @@ def eval_batches(
     def index(position: int) -> int | None:
         return position if position < number else None
 
-    return _read(records, dataset.image_size, index, starts, rows, num_threads)
+    return decoded(records, dataset.image_size, index, starts, rows, num_threads)
 
 
 def blank_batch(dataset: Dataset, batch_size: int, *, by_record: bool = False) -> Batch:
@@ -266,60 +258,3 @@ def _local(batch_size: int, process_count: int) -> int:
             f"batch_size={batch_size} must be a positive multiple of the {process_count} processes"
         )
     return batch_size // process_count
-
-
-def _read(
-    records: Records,
-    size: int,
-    index: Callable[[int], int | None],
-    starts: Iterable[int],
-    rows: int,
-    num_threads: int | None,
-) -> Iterator[Batch]:
-    """Batches with a mask; row r of that with start s is record index(s + r), filling for None."""
-    memory = RecycledArrays((rows, size, size, 3), keep=_AHEAD + 2)
-    threads = num_threads or cores()
-    pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
-    # One part of the batch for each thread: handing out smaller ones costs a twentieth of the rate,
-    # and who is done early goes on with the next batch.
-    share = -(-rows // threads)
-
-    def begin(start: int) -> tuple[Batch, list[concurrent.futures.Future]]:
-        batch = {
-            "image": memory.array(),
-            "label": np.zeros(rows, np.int32),
-            "mask": np.zeros(rows, bool),
-        }
-        tasks = []
-        for first in range(0, rows, share):
-            part = {name: array[first : first + share] for name, array in batch.items()}
-            tasks.append(pool.submit(_decode, records, index, start + first, part))
-        return batch, tasks
-
-    def end(batch: Batch, tasks: list[concurrent.futures.Future]) -> Batch:
-        for task in tasks:
-            task.result()  # raises what the thread raised
-        return batch
-
-    under_way: collections.deque[tuple[Batch, list[concurrent.futures.Future]]]
-    under_way = collections.deque()
-    try:
-        for start in starts:
-            under_way.append(begin(start))
-            if len(under_way) > _AHEAD:
-                yield end(*under_way.popleft())
-        while under_way:
-            yield end(*under_way.popleft())
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode(records: Records, index: Callable[[int], int | None], start: int, part: Batch) -> None:
-    """Fills some rows of a batch, the first of which has position `start`. Runs in a thread."""
-    for row, image in enumerate(part["image"]):
-        record = index(start + row)
-        if record is None:
-            image[:] = 0
-        else:
-            part["label"][row] = records.read(record, image)
-            part["mask"][row] = True

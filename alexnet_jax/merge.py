@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_jax.disk import sync
 from alexnet_jax.example import Source
 from alexnet_jax.pixel_sums import PixelSums
 from alexnet_jax.shards import (
@@ -20,7 +21,6 @@ from alexnet_jax.shards import (
     features,
     finished,
     refuse_too_many,
-    sync,
 )
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

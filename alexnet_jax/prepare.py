@@ -36,6 +36,7 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 from tqdm import tqdm
 
+from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.example import Contents, Source
 from alexnet_jax.merge import merge
@@ -46,7 +47,6 @@ from alexnet_jax.shards import (
     done,
     finished,
     refuse_too_many,
-    sync,
 )
 from alexnet_jax.sources import open_source
 from alexnet_jax.workers import cores, make_shards

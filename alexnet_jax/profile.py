@@ -49,8 +49,8 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
 
     state = layout.place(initial_state(config, dataset))
-    step = train._compiled_step(config, dataset, layout, state, cached)
-    batches = train._batches(config, dataset, layout, 0, step.input_shardings[0][1], cached)
+    step = train.compiled_step(config, dataset, layout, state, cached)
+    batches = train.batches(config, dataset, layout, 0, step.input_shardings[0][1], cached)
 
     def taken(number: int) -> list[float]:
         nonlocal state

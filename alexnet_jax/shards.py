@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.example import Example
 from alexnet_jax.pictures import load_image
@@ -231,12 +232,3 @@ def _disk(call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except RuntimeError as error:
         raise OSError(str(error)) from error
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until the file's or directory's contents are on the disk, or raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Training: one step, and the loop around it."""
+"""Training: the loop around the step."""
 
 import contextlib
 import dataclasses
@@ -8,116 +8,26 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, cache, checkpoint, data, optim, parallel, prefetch, processes
+from alexnet_jax import cache, checkpoint, data, optim, parallel, prefetch, processes
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.epochs import evaluation_due, first_step, total_steps
+from alexnet_jax.epochs import evaluation_due, total_steps
 from alexnet_jax.errors import NotFinite
-from alexnet_jax.evaluate import errors, eval_batch_size, eval_steps, evaluate
+from alexnet_jax.evaluate import eval_batch_size, eval_steps, evaluate
 from alexnet_jax.metrics import MetricsWriter
 from alexnet_jax.prepare import check_classes, prepare
+from alexnet_jax.rewind import rewind_or_stop
 from alexnet_jax.signals import Stop, StopRequest
-from alexnet_jax.state import TrainState, abstract_state, step_key
-
-
-def train_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: model_lib.AlexNet,
-    config: ConfigDict,
-    num_train: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Return the state after one update, and the metrics of the batch before it.
-
-    The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
-    of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
-    means are means over the global batch. `num_train`, the number of training examples, says which
-    epoch a step is in.
-    """
-    rows = cache.lookup(batch)
-    rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
-    augment_key, dropout_key = jax.random.split(step_key(config, state.step))
-    colour_std = _colour_std(config, state.step, num_train)
-
-    def loss(params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        images = augment.random_crops(
-            augment_key,
-            rows["id"],
-            rows["image"],
-            state.mean_image,
-            state.colour,
-            crop=config.augment.crop,
-            flip=config.augment.flip,
-            shared_by=config.augment.shared_by,
-            mean_crop=config.augment.mean_crop,
-            colour_std=colour_std,
-            colour_rule=config.augment.colour_rule,
-        )
-        rngs = {"dropout": dropout_key}
-        logits: Any = model.apply(
-            {"params": params}, images, train=True, example_ids=rows["id"], rngs=rngs
-        )
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, rows["label"])
-        metrics = {"loss": losses, **errors(logits, rows["label"])}
-        return losses.mean(), jax.tree.map(jnp.mean, metrics)
-
-    gradient_and_metrics = functools.partial(jax.grad(loss, has_aux=True), state.params)
-    means = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
-    gradient, metrics = jax.lax.pmean(means, parallel.DATA)
-
-    scale = state.plateau.scale
-    optimizer = optim.momentum_sgd(
-        optim.learning_rates(config, state.step, scale, num_train, state.params),
-        momentum=config.momentum,
-        weight_decay=optim.weight_decays(config, state.params),
-    )
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    metrics |= {
-        "learning_rate": optim.learning_rate(config, state.step, scale, num_train),
-        "gradient_norm": parallel.norm(gradient, model.column_axis),
-        "parameter_norm": parallel.norm(state.params, model.column_axis),
-    }
-    params = optax.apply_updates(state.params, updates)
-    return dataclasses.replace(
-        state, step=state.step + 1, params=params, opt_state=opt_state
-    ), metrics
-
-
-def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> Any:
-    """Return the mean of `function` over `number` equal parts of `rows`, one after the other.
-
-    What it needs for one part is all that is held at a time, and one sum of its results.
-    """
-    if number == 1:
-        return function(rows)
-    parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), rows)
-    first = jax.tree.map(lambda x: x[0], parts)
-    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, first))
-
-    def add(sums: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, function(part)), None
-
-    sums, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(lambda x: x / number, sums)
-
-
-def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | jax.Array:
-    """Return `augment.colour_std`, or 0 after `augment.colour_epochs`."""
-    std, epochs = config.augment.colour_std, config.augment.colour_epochs
-    if epochs is None or std == 0:
-        return std
-    return jnp.where(step < first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
+from alexnet_jax.state import TrainState, abstract_state
+from alexnet_jax.step import train_step
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -159,41 +69,10 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
                 break
             except NotFinite as error:
                 rewinds = run["rewinds"] + 1
-                _rewind_or_stop(config, workdir, error, rewinds, checkpoints)
+                rewind_or_stop(config, workdir, error, rewinds, checkpoints)
         if primary and result is not None:
             config_lib.write_json(result, workdir / "result.json")
     return result
-
-
-def _rewind_or_stop(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    error: NotFinite,
-    rewinds: int,
-    checkpoints: checkpoint.Checkpoints,
-) -> None:
-    """Make ready to go on after `error`, or raise it with what else the user needs to know."""
-    newest, good = checkpoints.latest(), checkpoints.newest_before(error.since)
-    diverged = newest != good
-    if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
-        primary, moved = jax.process_index() == 0, ""
-        if primary:  # before anything changes that knows how often it has been
-            workdir_lib.note_rewinds(workdir, rewinds)
-        if diverged:
-            checkpoints.set_diverged_aside(error.since)
-            moved = f"; step {newest}, which led to it, is now in {checkpoint.DIVERGED}"
-        if primary:
-            print(f"{error}; rewind {rewinds} of {config.max_rewinds}{moved}", file=sys.stderr)
-        return
-    tried = f" after {rewinds - 1} rewinds" if config.on_nan == "rewind" else ""
-    last_good = f"step {good} in {checkpoints.path}" if good else "none"
-    led_to_it = f" (step {newest} there led to it)" if diverged else ""
-    raise NotFinite(
-        f"{error}{tried}; the last good checkpoint, which is kept: {last_good}{led_to_it}; take a"
-        " lower config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
-        + (" and more --config.max_rewinds" if tried else ""),
-        error.since,
-    ) from error
 
 
 def _run(
@@ -272,15 +151,15 @@ def _train(
         cached = stop.unless_requested(read) if config.dataset.cache == "device" else {}
         if cached is None:
             return state
-        compile_ = functools.partial(_compiled_step, config, dataset, layout, state, cached)
+        compile_ = functools.partial(compiled_step, config, dataset, layout, state, cached)
         training: Any = stop.unless_requested(compile_)
         if training is None:
             return state
-        batches = _batches(config, dataset, layout, first, training.input_shardings[0][1], cached)
+        taken = batches(config, dataset, layout, first, training.input_shardings[0][1], cached)
     writer.resume_clock(first)
     for step in range(first, num_steps + 1):
         if step > first:
-            state, metrics = training(state, next(batches))
+            state, metrics = training(state, next(taken))
             writer.train(step, metrics, dataset.num_damaged)
             checkpoints.check()
             run["validation"] = None
@@ -334,7 +213,7 @@ def _update_plateau(
     return dataclasses.replace(state, plateau=layout.place(plateau)), history
 
 
-def _batches(
+def batches(
     config: ConfigDict,
     dataset: data.Dataset,
     layout: parallel.Pmap | parallel.Split,
@@ -342,12 +221,14 @@ def _batches(
     shardings: dict[str, Any],
     cached: dict[str, Any],
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yield the batches of the steps after `first`, on the devices.
+    """Yield the batches of the steps after `first`, on the devices, up to the run's last.
 
-    What is in `cached` goes there as well and is part of each; the dict is emptied.
+    `shardings`, of a batch's arrays, are those of the compiled step: `.input_shardings[0][1]`. What
+    is in `cached`, `cache.rows` or nothing, goes there as well and is part of each batch; the dict
+    is emptied.
     """
     read = data.train_records if cached else data.train_batches
-    batches = read(
+    rows = read(
         dataset,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -355,23 +236,24 @@ def _batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    left = itertools.islice(batches, total_steps(config, dataset.num_train) - first)
+    left = itertools.islice(rows, total_steps(config, dataset.num_train) - first)
     [once] = prefetch.to_devices([cached], shardings)
     cached.clear()  # the host's copy
     for batch in prefetch.to_devices(map(layout.shard, left), shardings):
         yield once | batch
 
 
-def _compiled_step(
+def compiled_step(
     config: ConfigDict,
     dataset: data.Dataset,
     layout: parallel.Pmap | parallel.Split,
     state: TrainState,
     cached: dict[str, Any],
 ) -> Any:
-    """Compile the training step before the first batch, so that it is not timed as training.
+    """Return the training step compiled, (state, batch) -> (state, metrics), with `state` donated.
 
-    `cached` is the training set where it lies on the devices; else it is empty.
+    Before the first batch, so that it is not timed as training. `state` is placed; `cached` holds
+    `cache.rows` where the training set lies on the devices, else it is empty.
     """
     parameters = sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)

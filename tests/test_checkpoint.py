@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import InputError, checkpoint
+from alexnet_jax import InputError, aside, checkpoint, integrity
 from alexnet_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
@@ -130,8 +130,8 @@ def test_a_state_that_changed_on_the_way_is_refused(trained, tmp_path, monkeypat
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
             array = {"shape": [], "dtype": "int32", "crc32": 0}
-            described = checkpoint._described(state) | {"step": array}
-            patch.setattr(checkpoint, "_described", lambda _: described)
+            described = integrity.described(state) | {"step": array}
+            patch.setattr(integrity, "described", lambda _: described)
             checkpoints.save(1, state, {"validation": None})
         checkpoints.best()  # waits for the save
         with pytest.raises(DamagedCheckpoint, match="the checksum of step is wrong"):
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_just_now_is_not_taken_for_damage(
             train_and_evaluate(config, tmp_path / "run")
         assert not isinstance(caught.value, DamagedCheckpoint)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
-    assert not (tmp_path / "run" / checkpoint.ASIDE).exists()
+    assert not (tmp_path / "run" / aside.DAMAGED).exists()
     assert train_and_evaluate(config, tmp_path / "run")["step"] == 8
 
 

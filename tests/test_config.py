@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 
 import pytest
@@ -198,3 +199,13 @@ def test_json_is_written_whole(tmp_path):
     with pytest.raises(TypeError):
         config_lib.write_json({"step": object()}, path)
     assert json.loads(path.read_text()) == {"step": 1}
+
+
+def test_json_is_on_the_disk_before_it_has_its_name_and_its_name_is_before_anything_else(
+    tmp_path, monkeypatch
+):
+    path, done, replace = tmp_path / "rewinds.json", [], pathlib.Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(pathlib.Path, "replace", lambda *to: done.append("named") or replace(*to))
+    config_lib.write_json(2, path)
+    assert done == [path.stat().st_ino, "named", tmp_path.stat().st_ino]

@@ -101,20 +101,32 @@ def test_bfloat16_sums_in_float32(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "of_one", "some"), [(12, 101, 1), (12, 20, 4), (12, 1, 12), (7, 20, 1)]
+    ("batch", "of_one", "some"),
+    [
+        (12, 101, 1),
+        (12, 20, 4),  # three times, not 5, 5 and 2
+        (12, 1, 12),
+        (128, 3, 32),
+        (7, 20, 5),  # and 2
+        (7, 1, 7),
+        (127, 1, 100),
+        (127, 101, 1),
+        (1, 20, 1),
+    ],
 )
-def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts(
+def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts_if_any_are_large_enough(
     batch, of_one, some, monkeypatch
 ):
     monkeypatch.setattr(conv, "CACHED_BYTES", 100)
     assert conv._pictures_at_a_time(batch, of_one) == some
 
 
-def test_parts_of_several_pictures_add_up(monkeypatch):
+@pytest.mark.parametrize("batch", [1, 6, 7, 127])
+def test_parts_of_several_pictures_add_up_with_what_is_left_over(batch, monkeypatch):
     rng = np.random.default_rng(0)
-    x, weights = rng.normal(size=(6, 9, 8, 3)), rng.normal(size=(3, 3, 3, 4))
-    monkeypatch.setattr(conv, "CACHED_BYTES", 2 * 9 * 8 * 27 * 4)  # the patches of two
-    g = rng.normal(size=(6, 9, 8, 4))
+    x, weights = rng.normal(size=(batch, 6, 5, 3)), rng.normal(size=(3, 3, 3, 4))
+    monkeypatch.setattr(conv, "CACHED_BYTES", 4 * 6 * 5 * 27 * 4)  # the patches of four
+    g = rng.normal(size=(batch, 6, 5, 4))
     _, expected = reference.conv_gradients(x, weights, g, stride=1, padding=1)
     arrays = (jnp.asarray(a, jnp.float32) for a in (x, weights, g))
     _, _, found = _value_and_gradients(_layer(3, 1, 1), *arrays)

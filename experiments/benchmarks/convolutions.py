@@ -25,16 +25,17 @@ from typing import Any
 
 import numpy as np
 import step
+from step_peers import FEATURES, KERNELS, PADDING, POOLED, SIDE, STRIDES
 
 PASSES = ("forward", "input", "weights")
 
 
 def shapes(size: int) -> dict[str, dict[str, Any]]:
     """Return of each convolution the shapes of images and kernel, stride, padding, operations."""
-    side, channels = step.SIDE, 3
+    side, channels = SIDE, 3
     found = {}
-    for i, features in enumerate(step.FEATURES):
-        kernel, stride, padding = step.KERNELS[i], step.STRIDES[i], step.PADDING[i]
+    for i, features in enumerate(FEATURES):
+        kernel, stride, padding = KERNELS[i], STRIDES[i], PADDING[i]
         out = (side + 2 * padding - kernel) // stride + 1
         found[f"conv{i + 1}"] = {
             "x": (size, side, side, channels),
@@ -44,7 +45,7 @@ def shapes(size: int) -> dict[str, dict[str, Any]]:
             "padding": padding,
             "operations": 2.0 * size * out * out * features * kernel**2 * channels,
         }
-        side, channels = (out - 3) // 2 + 1 if i in step.POOLED else out, features
+        side, channels = (out - 3) // 2 + 1 if i in POOLED else out, features
     return found
 
 

@@ -237,7 +237,7 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     pictures = data.open_dataset(prepared(scratch, "jpeg"))
     layout = parallel.layout(config)
     current = layout.place(state.initial_state(config, pictures))
-    step = train._compiled_step(config, pictures, layout, current, {})
+    step = train.compiled_step(config, pictures, layout, current, {})
     host = data.train_batches(pictures, seed=0, batch_size=config.batch_size)
     shardings = step.input_shardings[0][1]
     real = prefetch.to_devices(map(layout.shard, host), shardings)

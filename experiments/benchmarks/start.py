@@ -27,6 +27,10 @@ import time
 from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from experiments.command_line import without_places
+
 PHASES = ("imports", "data", "compiled", "step")
 
 
@@ -65,6 +69,13 @@ def measure(arguments: list[str], home: pathlib.Path) -> dict[str, float]:
     return seconds
 
 
+def command(runs: list[str], rounds: int) -> str:
+    """Return the command line that measures `runs`, without where anything lies."""
+    words = [f"--run={shlex.join(without_places(shlex.split(run)))}" for run in runs]
+    words += ["--out=OUT", f"--rounds={rounds}"]
+    return shlex.join(["python", "experiments/benchmarks/start.py", *words])
+
+
 def main() -> None:
     """Measure all runs and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,6 +83,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", required=True, help="path without suffix")
     options = parser.parse_args()
+    for run in options.run:  # a place is known by its field
+        if not run.strip() or not all("=" in word for word in shlex.split(run)[1:]):
+            parser.error(f"--run={run!r}: a recipe, and its fields as --config.FIELD=VALUE")
     results: dict[str, dict] = {}
     for run in options.run:
         words = shlex.split(run)
@@ -94,7 +108,7 @@ def main() -> None:
         }
         print(words[0], json.dumps(results[words[0]]), flush=True)
     report = {
-        "command": "python experiments/benchmarks/start.py --run=RECIPE ...",
+        "command": command(options.run, options.rounds),
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "load_1_minute": os.getloadavg()[0],

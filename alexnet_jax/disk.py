@@ -1,0 +1,17 @@
+"""On the disk, where it outlasts a loss of power, and not only on its way there."""
+
+import errno
+import os
+import pathlib
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until the file's or directory's contents are on the disk, or raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that cannot do it for directories
+            raise
+    finally:
+        os.close(descriptor)
