@@ -11,7 +11,7 @@ def sync(path: pathlib.Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of a file system that cannot do it for directories
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems cannot do these
             raise
     finally:
         os.close(descriptor)

@@ -10,6 +10,8 @@ from alexnet_jax import aside, checkpoint
 from alexnet_jax import workdir as workdir_lib
 from alexnet_jax.errors import NotFinite
 
+LAST_GOOD = "the last good checkpoint"  # in what is said of numbers gone wrong, whoever reads it
+
 
 def rewind_or_stop(
     config: ConfigDict,
@@ -39,7 +41,7 @@ def rewind_or_stop(
     last_good = f"step {good} in {checkpoints.path}" if good else "none"
     led_to_it = f" (step {newest} there led to it)" if diverged else ""
     raise NotFinite(
-        f"{error}{tried}; the last good checkpoint, which is kept: {last_good}{led_to_it}; take a"
+        f"{error}{tried}; {LAST_GOOD}, which is kept: {last_good}{led_to_it}; take a"
         " lower config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
         + (" and more --config.max_rewinds" if tried else ""),
         error.since,

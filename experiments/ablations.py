@@ -11,21 +11,18 @@ by default OUT is WORKDIR/ablations, WORKDIR runs/ablations. Further --config.FI
 run.py.
 """
 
-import functools
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import matplotlib.pyplot as plt
-from ml_collections import ConfigDict
 
-from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from experiments import command_line, trials
+from experiments import command_line, trial_records, trials
+from experiments.ablated_configs import Differences, ablations
 from experiments.curves import COLOURS
 
 METRICS = ("ten_crop_top1_error", "ten_crop_top5_error")
@@ -40,155 +37,6 @@ PAPER = {
     "tanh": "slower (figure 1)",
 }
 PAPER_LAYER = "about 2 top-1"
-Differences = dict[str, Any]
-
-
-class NotApplicable(Exception):
-    """The recipe has nothing that this ablation could take away; the text says what."""
-
-
-def no_lrn(config: ConfigDict) -> Differences:
-    """Leave out local response normalisation."""
-    return {"model.stages": _stages(config, without="lrn")}
-
-
-def no_overlap(config: ConfigDict) -> Differences:
-    """Pool over windows as large as the stride: maps of an odd side become as large as before."""
-    if config.model.pool.window <= config.model.pool.stride:
-        raise NotApplicable("its pooling windows do not overlap")
-    return {"model.pool.window": config.model.pool.stride}
-
-
-def half_width(config: ConfigDict) -> Differences:
-    """Take half the maps in one column, but in the last convolution as many (section 3.2).
-
-    So the fully connected layers, which hold most parameters, stay what they are.
-    """
-    *halved, last = config.model.features
-    if not halved or min(halved) < 2:
-        raise NotApplicable("its layers cannot be halved")
-    differences: Differences = {"model.features": (*(width // 2 for width in halved), last)}
-    if config.model.groups == 2:
-        differences |= {"model.groups": 1, "parallel": "pmap"}
-    return differences
-
-
-def no_colour(config: ConfigDict) -> Differences:
-    """Leave the colours as they are."""
-    if config.augment.colour_std == 0:
-        raise NotApplicable("it does not change colours")
-    return {"augment.colour_std": 0.0}
-
-
-def no_crops_flips(config: ConfigDict) -> Differences:
-    """Show every picture whole and as it is: stored at the size of a crop, not reflected."""
-    if config.augment.crop == config.dataset.image_size and not config.augment.flip:
-        raise NotApplicable("it neither crops nor reflects")
-    return {"dataset.image_size": config.augment.crop, "augment.flip": False}
-
-
-def no_dropout(config: ConfigDict) -> Differences:
-    """Drop no units."""
-    if config.model.dropout == 0 or not config.model.hidden:
-        raise NotApplicable("it has no dropout")
-    return {"model.dropout": 0.0}
-
-
-def tanh(config: ConfigDict) -> Differences:
-    """Take tanh for ReLU, and what keeps it from being saturated at the start.
-
-    That is biases of 0 (those of 1 are for ReLU), He's initial weights, and inputs of the order
-    of 1.
-    """
-    stages = _stages(config, without="relu", put="tanh")
-    if "tanh" not in stages[-1]:
-        raise NotApplicable("its last convolution, which the hidden layers follow, has no ReLU")
-    if any(name.startswith("local") for name in config.model.layers):
-        raise NotApplicable("He's initial weights are not those of a locally connected layer")
-    return {
-        "model.stages": stages,
-        "model.biases": (0.0,) * len(config.model.biases),
-        "model.initializer": "he_normal",
-        "model.init_stds": (),
-        "model.input_scale": min(config.model.input_scale, 1 / 64),
-    }
-
-
-def bfloat16(config: ConfigDict) -> Differences:
-    """Compute in bfloat16: nothing is taken away but bits, and the question is the same."""
-    if config.dtype == "bfloat16":
-        raise NotApplicable("it computes in bfloat16")
-    return {"dtype": "bfloat16"}
-
-
-def without_layer(config: ConfigDict, *, index: int) -> Differences:
-    """Take layer `index` away; the one before takes over its pooling, the one after its name."""
-    model = config.model
-    pools = [s for s in model.stages[index] if s.endswith("pool")]
-    doubled = [s for s in pools if s in model.stages[index - 1]]
-    if doubled:
-        raise NotApplicable(f"{model.layers[index - 1]} has its {doubled[0]} already")
-
-    def rest(values: tuple) -> tuple:
-        return (*values[:index], *values[index + 1 :])
-
-    names = [f"{name.rstrip('0123456789')}{i}" for i, name in enumerate(rest(model.layers), 1)]
-    # Who reads both columns: the same layers under their new names, and for one that is taken away
-    # the next.
-    crossing = {model.layers.index(name) for name in model.cross_layers}
-    crossing = {i - (i > index) for i in crossing} & set(range(1, len(names)))
-    stages = list(model.stages)
-    stages[index - 1] = (*stages[index - 1], *pools)
-    per_layer = ("features", "kernels", "strides", "padding", "biases", "init_stds")
-    return {
-        "model.layers": tuple(names),
-        "model.cross_layers": tuple(names[i] for i in sorted(crossing)),
-        "model.stages": rest(tuple(stages)),
-        **{f"model.{name}": rest(tuple(model[name])) for name in per_layer},
-    }
-
-
-PARTS = (no_lrn, no_overlap, half_width, no_colour, no_crops_flips, no_dropout, tanh, bfloat16)
-
-
-def _stages(config: ConfigDict, *, without: str, put: str | None = None) -> tuple:
-    """Return `model.stages` with `put`, or nothing, in place of `without`."""
-    stages = config.model.stages
-    if not any(without in of_layer for of_layer in stages):
-        raise NotApplicable(f"it has no {without}")
-    instead = (put,) if put else ()
-    return tuple(
-        tuple(new for s in of_layer for new in (instead if s == without else (s,)))
-        for of_layer in stages
-    )
-
-
-def ablations(config: ConfigDict) -> tuple[dict[str, Differences], dict[str, str]]:
-    """Return the differences of each ablation of `config`, and why others do not apply.
-
-    'full', no difference, comes first. Without which layers: those after conv2.
-    """
-    makers: dict[str, Callable[[ConfigDict], Differences]] = {f.__name__: f for f in PARTS}
-    for index, layer in enumerate(config.model.layers[2:], 2):
-        makers[f"without_{layer}"] = functools.partial(without_layer, index=index)
-    found: dict[str, Differences] = {"full": {}}
-    left_out = {}
-    for name, make in makers.items():
-        try:
-            found[name] = make(config)
-            config_lib.validate(changed(config, found[name]))
-        except (NotApplicable, InputError) as reason:
-            found.pop(name, None)
-            left_out[name] = str(reason)
-    return found, left_out
-
-
-def changed(config: ConfigDict, differences: Differences) -> ConfigDict:
-    """Return a copy of `config` with `differences`."""
-    copy = config.copy_and_resolve_references()
-    with copy.ignore_type():
-        copy.update_from_flattened_dict(differences)
-    return copy
 
 
 def summary(found: dict[str, Differences], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -198,8 +46,8 @@ def summary(found: dict[str, Differences], runs: list[dict[str, Any]]) -> dict[s
         ended = [run for run in runs if run["name"] == name and run["status"] == "finished"]
         row: dict[str, Any] = {"differences": differences}
         row["paper"] = PAPER.get(name, PAPER_LAYER if name.startswith("without_") else "")
-        for metric in trials.ERRORS:
-            of_metric = trials.spread(run[metric] for run in ended)
+        for metric in trial_records.ERRORS:
+            of_metric = trial_records.spread(run[metric] for run in ended)
             full = table["full"][metric]["mean"] if table else of_metric["mean"]
             known = of_metric["mean"] is not None and full is not None
             points = round(100 * (of_metric["mean"] - full), 2) if known else None
@@ -225,7 +73,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def _percent(of_metric: dict[str, Any]) -> str:
-    return trials.percent(of_metric).partition(" (")[0]
+    return trial_records.percent(of_metric).partition(" (")[0]
 
 
 def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pathlib.Path) -> None:
@@ -252,7 +100,7 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
     axis.set(xlabel="top-1 error, mean over the test's crops (%)", ylim=(len(rows) - 0.5, -0.5))
     axis.set_title(title, fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(trials.extended(out, ".png"), dpi=110)
+    figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 
@@ -279,14 +127,15 @@ def main() -> int:
         for seed in given.seeds
     ]
 
-    def write(runs: list[dict[str, Any]]) -> None:
+    def write() -> None:
+        runs = [trial_records.record(trial, workdir) for trial in all_trials]
         table = summary(found, runs)
         labels = command_line.without_places(overrides)
         about = {"recipe": recipe.name, "overrides": labels, "left_out": left_out}
-        trials.write_json(about | {"table": table, "runs": runs}, out)
-        trials.write_log(all_trials, workdir, out)
-        trials.extended(out, ".md").write_text(markdown(table))
-        plot(table, runs, trials.label(recipe.stem, overrides), out)
+        trial_records.write_json(about | {"table": table, "runs": runs}, out)
+        trial_records.write_log(all_trials, workdir, out)
+        trial_records.extended(out, ".md").write_text(markdown(table))
+        plot(table, runs, trial_records.label(recipe.stem, overrides), out)
 
     code = trials.run(
         all_trials,
@@ -294,7 +143,7 @@ def main() -> int:
         train_which=lambda t: not given.report and t.name in (given.only or found),
         write=write,
     )
-    print(trials.extended(out, ".md").read_text(), end="")
+    print(trial_records.extended(out, ".md").read_text(), end="")
     return code
 
 

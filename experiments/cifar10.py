@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from experiments import command_line, metrics, trials
+from experiments import command_line, metrics, trial_records, trials
 from experiments.curves import COLOURS
 
 # The published error, and which of ours is measured in the same way: on the whole picture, or as
@@ -42,8 +42,8 @@ def summary(net: str, overrides: tuple[str, ...], runs: list[dict[str, Any]]) ->
         "overrides": command_line.without_places(overrides),
         "metric": metric,
         "published": published,
-        "error": trials.spread(run[metric] for run in ended),
-        "seconds": trials.spread(run["seconds"] for run in ended),
+        "error": trial_records.spread(run[metric] for run in ended),
+        "seconds": trial_records.spread(run["seconds"] for run in ended),
         "runs": runs,
     }
 
@@ -65,14 +65,14 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
     published = 100 * found["published"]
     axis.axhline(published, color="0.4", linewidth=1, linestyle="--")
     axis.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None), xlim=(0, None))
-    axis.set_title(trials.label(found["net"], found["overrides"]), fontsize=9)
+    axis.set_title(trial_records.label(found["net"], found["overrides"]), fontsize=9)
     handles = [
         Line2D([], [], color=COLOURS[0], label="test, a line a seed"),
         Line2D([], [], color=COLOURS[1], linestyle=":", label="training, mean over an epoch"),
         Line2D([], [], color="0.4", linestyle="--", label=f"published, {published:.0f} %"),
     ]
     axis.legend(handles=handles, frameon=False)
-    figure.savefig(trials.extended(out, ".png"), dpi=110)
+    figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 
@@ -88,15 +88,16 @@ def main() -> int:
 
     found: dict[str, Any] = {}
 
-    def write(runs: list[dict[str, Any]]) -> None:
+    def write() -> None:
+        runs = [trial_records.record(trial, workdir) for trial in all_trials]
         found.update(summary(given.net, overrides, runs))
-        trials.write_json(found, out)
-        trials.write_log(all_trials, workdir, out)
+        trial_records.write_json(found, out)
+        trial_records.write_log(all_trials, workdir, out)
         plot(found, [metrics.lines(trial.directory(workdir)) for trial in all_trials], out)
 
     code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)
     print(
-        f"{trials.label(given.net, overrides)}: {trials.percent(found['error'])},"
+        f"{trial_records.label(given.net, overrides)}: {trial_records.percent(found['error'])},"
         f" published {100 * found['published']:.0f} %"
     )
     return code

@@ -19,7 +19,7 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -29,7 +29,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from alexnet_jax.errors import InputError
-from experiments import command_line, metrics, trials
+from alexnet_jax.rewind import LAST_GOOD
+from experiments import command_line, metrics, trial_records, trials
 from experiments.curves import COLOURS
 
 RECIPE = ROOT / "configs/figure1.py"
@@ -38,6 +39,7 @@ RATES = (0.001, 0.003, 0.0003, 0.01, 0.0001)  # from the likely ones outwards
 TARGET = 0.25
 PAPER = {"relu": 6, "tanh": 36, "ratio": 6}  # epochs as read from the plot, ratio from its caption
 STYLES = {"relu": "-", "tanh": "--"}
+Runs = tuple[trials.Trial | None, list[trials.Trial]]  # of `all_runs`
 NAMES = {"relu": "ReLU", "tanh": "tanh"}
 
 
@@ -46,7 +48,7 @@ def trial(activation: str, rate: float, seed: int, overrides: tuple[str, ...] = 
     stages = command_line.read_config([f"--config={RECIPE}", *overrides]).model.stages
     own = tuple(tuple(activation if s == "relu" else s for s in of_layer) for of_layer in stages)
     differences = {"model.stages": own, "learning_rate": rate}
-    return trials.Trial(f"{activation}-lr{rate:g}", RECIPE, overrides, differences, seed)
+    return trials.Trial(f"{activation}-lr{rate:.12g}", RECIPE, overrides, differences, seed)
 
 
 def epochs_to(lines: Iterable[dict[str, Any]], target: float) -> float | None:
@@ -81,9 +83,15 @@ def best(tried: list[trials.Trial], workdir: pathlib.Path) -> trials.Trial | Non
 
 
 def search(
-    tried: list[trials.Trial], workdir: pathlib.Path, failures: dict[pathlib.Path, str]
+    tried: list[trials.Trial],
+    workdir: pathlib.Path,
+    failures: dict[pathlib.Path, str],
+    write: Callable[[], Any],
 ) -> None:
-    """Train `tried` to the target, each no longer than the best of those before it."""
+    """Train `tried` to the target, each no longer than the best of those before it.
+
+    After each `write` is called; `failures` gets why one failed.
+    """
     limit = math.inf
     for each in tried:
         directory = each.directory(workdir)
@@ -93,44 +101,59 @@ def search(
         if failure := trials.train(each, workdir, enough):
             failures[directory] = failure
         limit = min(limit, epochs_taken(directory))
+        write()
 
 
 def diverged(failure: str | None) -> bool:
     """Return whether a run failed with this because its learning rate is too high."""
-    return (
-        failure is not None and "the last good checkpoint" in failure
-    )  # as every NotFinite of a run says
+    return failure is not None and LAST_GOOD in failure
 
 
-def summary(
-    found: dict[str, list[trials.Trial]],
-    chosen: dict[str, trials.Trial],
-    seeds: list[int],
-    workdir: pathlib.Path,
-) -> dict[str, Any]:
-    """Return the result file: `found` are all runs of an activation, `chosen` one at its rate."""
+def all_runs(tried: list[trials.Trial], seeds: list[int], workdir: pathlib.Path) -> Runs:
+    """Return the best of `tried`, None where none is there yet, and all runs, its seeds' too."""
+    first = best(tried, workdir)
+    return first, [*tried, *(first._replace(seed=seed) for seed in seeds[1:] if first)]
+
+
+def summary(runs: dict[str, Runs], seeds: list[int], workdir: pathlib.Path) -> dict[str, Any]:
+    """Return the result file of the `all_runs` of each activation.
+
+    Means are over the seeds that got to the target; how far others have come is `not_there`.
+    """
     result: dict[str, Any] = {"target_training_error": TARGET, "paper": PAPER}
     epochs: dict[str, dict[int, float]] = {}
-    for activation, each in chosen.items():
-        of_rate = [t for t in found[activation] if t.name == each.name]
-        taken = {t.seed: epochs_taken(t.directory(workdir)) for t in of_rate}
+    for activation, (first, each) in runs.items():
+        if first is None:
+            continue
+        taken = {t.seed: epochs_taken(t.directory(workdir)) for t in each if t.name == first.name}
         epochs[activation] = {seed: e for seed, e in taken.items() if math.isfinite(e)}
+        not_there = [first._replace(seed=seed) for seed, e in taken.items() if math.isinf(e)]
         result[activation] = {
-            "learning_rate": each.differences["learning_rate"],
-            "epochs": trials.spread(epochs[activation].values()),
+            "learning_rate": first.differences["learning_rate"],
+            "epochs": trial_records.spread(epochs[activation].values()),
+            "not_there": {t.seed: metrics.epochs(t.directory(workdir)) or 0.0 for t in not_there},
         }
     both = [s for s in seeds if all(s in epochs.get(a, {}) for a in ACTIVATIONS)]
     ratios = {s: epochs["tanh"][s] / epochs["relu"][s] for s in both}
-    result["tanh_by_relu"] = trials.spread(ratios.values()) | {"by_seed": ratios}
-    result["runs"] = [_record(t, workdir) for each in found.values() for t in each]
+    result["tanh_by_relu"] = trial_records.spread(ratios.values()) | {"by_seed": ratios}
+    result["runs"] = [_record(t, workdir) for _, each in runs.values() for t in each]
     return result
 
 
 def _record(each: trials.Trial, workdir: pathlib.Path) -> dict[str, Any]:
     """Return the record of a run; its status is 'there' if it has got to the target."""
-    run = trials.record(each, workdir)
+    run = trial_records.record(each, workdir)
     reached = epochs_to(metrics.lines(each.directory(workdir)), TARGET)
     return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
+
+
+def curves(
+    first: trials.Trial | None, runs: list[trials.Trial], workdir: pathlib.Path
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return epochs and training errors of those of `runs` that have the rate of `first`."""
+    chosen = [t.directory(workdir) for t in runs if first and t.name == first.name]
+    found = [metrics.training_errors(metrics.lines(directory)) for directory in chosen]
+    return [curve for curve in found if len(curve[0])]
 
 
 def plot(
@@ -165,7 +188,7 @@ def plot(
         )
     if axis.lines[1:]:
         axis.legend(frameon=False)
-    figure.savefig(trials.extended(out, ".png"), dpi=110)
+    figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
 
 
@@ -178,64 +201,45 @@ def main() -> int:
         raise InputError("--config.learning_rate: the rates are given as --rates 0.001 0.003")
     workdir = given.workdir or pathlib.Path("runs/figure1")
     out = given.out or workdir / "figure1"
-    found = {
-        a: [trial(a, rate, given.seeds[0], overrides) for rate in dict.fromkeys(given.rates)]
-        for a in ACTIVATIONS
-    }
+    rates = list(dict.fromkeys(given.rates))
+    tried = {a: [trial(a, rate, given.seeds[0], overrides) for rate in rates] for a in ACTIVATIONS}
     of_all_seeds = (
-        t._replace(seed=seed) for tried in found.values() for t in tried for seed in given.seeds
+        t._replace(seed=seed) for each in tried.values() for t in each for seed in given.seeds
     )
-    trials.refuse_others(of_all_seeds, workdir)  # said before the first is trained
-    chosen: dict[str, trials.Trial] = {}
+    trials.refuse(of_all_seeds, workdir, training=not given.report)
+
+    def write() -> dict[str, Any]:
+        runs = {a: all_runs(each, given.seeds, workdir) for a, each in tried.items()}
+        result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
+        result |= summary(runs, given.seeds, workdir)
+        trial_records.write_json(result, out)
+        trial_records.write_log((t for _, each in runs.values() for t in each), workdir, out)
+        plot(result, {a: curves(*of_a, workdir) for a, of_a in runs.items()}, out)
+        return result
+
+    write()  # first, so that what cannot be written is known at once
     failures: dict[pathlib.Path, str] = {}
     try:
-        for activation, tried in found.items():
-            if not given.report:
-                search(tried, workdir, failures)
-            first = best(tried, workdir)
-            if first is None:
-                continue
-            chosen[activation] = first
-            _warn_of_the_end(first, given.rates)
-            others = [first._replace(seed=seed) for seed in given.seeds[1:]]
-            tried += others
-            for each in [] if given.report else others:
-                search([each], workdir, failures)
+        for each in [] if given.report else tried.values():
+            search(each, workdir, failures, write)
+            for of_seed in all_runs(each, given.seeds, workdir)[1][len(each) :]:
+                search([of_seed], workdir, failures, write)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
-    result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
-    result |= summary(found, chosen, given.seeds, workdir)
-    trials.write_json(result, out)
-    trials.write_log((t for tried in found.values() for t in tried), workdir, out)
-    lines = {
-        a: [
-            metrics.training_errors(metrics.lines(t.directory(workdir)))
-            for t in found[a]
-            if t.name == each.name
-        ]
-        for a, each in chosen.items()
-    }
-    plot(result, {a: [c for c in curves if len(c[0])] for a, curves in lines.items()}, out)
+    result = write()
     for activation in ACTIVATIONS:
-        _say(activation, result)
+        _say(activation, result, rates)
     ratio = result["tanh_by_relu"]
     if ratio["n"]:
         print(f"tanh by ReLU: {_number(ratio)}; paper: about {PAPER['ratio']}")
     broken = {d: failure for d, failure in failures.items() if not diverged(failure)}
-    every = [t for tried in found.values() for t in tried]
-    trials.say_failed(
-        (t for t in every if not diverged(trials.failed(t, workdir))), workdir, broken
-    )
+    every = [t for each in tried.values() for t in all_runs(each, given.seeds, workdir)[1]]
+    known = (t for t in every if not diverged(trials.failed(t, workdir)))
+    trials.say_failed(known, workdir, broken)
     return 1 if broken else 0
 
 
-def _warn_of_the_end(first: trials.Trial, rates: list[float]) -> None:
-    rate = first.differences["learning_rate"]
-    if rate in (min(rates), max(rates)):
-        print(f"{first.name}: the best of --rates is at their end; give more", file=sys.stderr)
-
-
-def _say(activation: str, result: dict[str, Any]) -> None:
+def _say(activation: str, result: dict[str, Any], rates: list[float]) -> None:
     if activation not in result:
         print(f"{NAMES[activation]}: {TARGET:.0%} training error not reached at any rate")
         return
@@ -244,6 +248,12 @@ def _say(activation: str, result: dict[str, Any]) -> None:
         f"{NAMES[activation]}: {_number(epochs)} epochs to {TARGET:.0%} training error at rate"
         f" {rate:g}; paper: about {PAPER[activation]}"
     )
+    for seed, done in result[activation]["not_there"].items():
+        print(f"{NAMES[activation]}: seed {seed}, {done:.1f} epochs, is not there: not in the mean")
+    if rate in (min(rates), max(rates)):
+        print(
+            f"{NAMES[activation]}: the best of --rates is at their end; give more", file=sys.stderr
+        )
 
 
 def _number(of: dict[str, Any]) -> str:

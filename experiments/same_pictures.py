@@ -1,6 +1,6 @@
-"""Are the pictures that a run is to go on with those that it was trained on?
+"""Are there pictures for a run, and are they those that it was trained on before?
 
-run.py asks that too, when it has prepared them; here it is asked before anything is begun, and of
+run.py asks that too, when it prepares them; here it is asked before anything is begun, and of
 runs that have ended. `dataset.path` may change, for the same pictures may have moved.
 """
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.prepare import check_classes
 from alexnet_jax.sources import open_source
 
 
@@ -40,6 +41,21 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
         f"{directory} was trained on the pictures in {was}, and those in {dataset.path} are not"
         f" known to be the same; give --data={was}, or take another --workdir"
     )
+
+
+def refuse_without_pictures(dataset: ConfigDict, num_classes: int) -> None:
+    """Raise InputError where there is no such data set, or a folder has another number of classes.
+
+    Those of tensorflow-datasets are not opened, for that may download.
+    """
+    _refuse_without(dataset.name, dataset.path, dataset.data_dir, num_classes)
+
+
+@functools.cache
+def _refuse_without(name: str, path: str, data_dir: str, num_classes: int) -> None:
+    source = open_source(ConfigDict({"name": name, "path": path, "data_dir": data_dir}))
+    if name == "folder":
+        check_classes(num_classes, source.open().class_names, source.name)
 
 
 @functools.cache

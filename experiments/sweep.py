@@ -13,6 +13,7 @@ that fail before their first step.
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
@@ -179,9 +180,8 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
         record = json.loads((workdir / RECORD).read_text())
         if not isinstance(record["study"], str):
             raise TypeError("study is no text")
-        # Records of earlier versions have what was given, or the journal's name.
-        was = None if record["storage"] == JOURNAL else record["storage"]
-        record["storage"] = _storage_name(was, workdir)
+        if record["storage"] == JOURNAL:  # as earlier versions wrote the default
+            record["storage"] = None
     except FileNotFoundError:
         raise InputError(f"--workdir={workdir} holds no sweep: no {RECORD}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -221,13 +221,14 @@ def _refuse_another_sweep(
 def _storage_name(given: str | None, workdir: pathlib.Path) -> str | None:
     """Return what is written down about the storage: None for the default, no password.
 
-    Paths are absolute, so that one file has one name wherever the command is given.
+    Paths are those from the directory of the sweep, so that one file has one name wherever the
+    command is given, and on machines that have both under another path.
     """
     if given is None:
         return None
     if "://" not in given:
-        path = pathlib.Path(given).expanduser().resolve()
-        return None if path == (workdir / JOURNAL).resolve() else str(path)
+        name = _from(workdir, given)
+        return None if name == JOURNAL else name
     try:
         url = sqlalchemy.engine.make_url(given)
     except sqlalchemy.exc.ArgumentError:
@@ -239,8 +240,12 @@ def _storage_name(given: str | None, workdir: pathlib.Path) -> str | None:
         if url.database in (None, "", ":memory:"):
             raise InputError(f"--storage={given} keeps nothing; give a file: sqlite:///sweep.db")
         if not url.database.startswith("file:"):
-            url = url.set(database=str(pathlib.Path(url.database).resolve()))
+            url = url.set(database=_from(workdir, url.database))
     return url.render_as_string(hide_password=True)
+
+
+def _from(workdir: pathlib.Path, path: str) -> str:
+    return os.path.relpath(pathlib.Path(path).expanduser().resolve(), workdir.resolve())
 
 
 def _storage(given: str) -> BaseStorage:
@@ -267,7 +272,7 @@ def _storage(given: str) -> BaseStorage:
 def _report_only(workdir: pathlib.Path, storage_given: str | None) -> str:
     record = _record(workdir)
     if _storage_name(storage_given, workdir) != record["storage"]:
-        was = f"--storage={record['storage']}" if record["storage"] else "no --storage"
+        was = f"--storage={record['storage']} (from there)" if record["storage"] else "no --storage"
         raise InputError(f"{workdir} was begun with {was}; give the same")
     storage = _storage(storage_given or str(workdir / JOURNAL))
     try:

@@ -6,21 +6,16 @@ run prints is in its log.txt, and why the last session failed, if it did, in its
 """
 
 import contextlib
-import csv
 import datetime
 import functools
-import io
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
@@ -29,18 +24,14 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.version import versions
 from alexnet_jax.workdir import check, finished_result, locked
-from experiments import metrics, run_process
+from experiments import run_process
 from experiments.command_line import field, read_config, without_places
-from experiments.same_pictures import refuse_other_pictures
+from experiments.same_pictures import refuse_other_pictures, refuse_without_pictures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
 FAILURE = "failure.json"  # there: why its last session failed, and under which config
-# Fields without an effect on the numbers of a result but rounding: its title leaves them out.
-UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
-EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out pictures
-ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
-POLL = 2.0  # seconds between two looks at whether a trial has got where it should
+POLL = 10.0  # seconds between two looks at whether a trial has got where it should
 
 
 class Trial(NamedTuple):
@@ -68,12 +59,17 @@ class Trial(NamedTuple):
         return read_config(self.arguments())
 
 
-def refuse_others(trials: Iterable[Trial], workdir: pathlib.Path) -> None:
-    """Raise InputError unless each of `trials` is valid, and what its directory holds is of it."""
+def refuse(trials: Iterable[Trial], workdir: pathlib.Path, *, training: bool) -> None:
+    """Raise InputError unless each of `trials` is valid, and what its directory holds is of it.
+
+    Where they are to be trained, there must be pictures of as many classes, too.
+    """
     for trial in trials:
         directory, config = trial.directory(workdir), trial.config()
         check(directory, config)
         refuse_other_pictures(directory, config.dataset)
+        if training:
+            refuse_without_pictures(config.dataset, config.model.num_classes)
 
 
 def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -145,8 +141,9 @@ def _note_session(trial: Trial, directory: pathlib.Path) -> None:
         "versions": versions(),
         "command": command(trial),
     }
+    # A new line before it as well: a kill may have torn the last.
     with (directory / SESSIONS).open("a") as file:
-        file.write(json.dumps(session) + "\n")
+        file.write(f"\n{json.dumps(session)}\n")
 
 
 @functools.cache
@@ -166,117 +163,29 @@ def command(trial: Trial) -> str:
     return " ".join(["run.py", f"--config={shown}", *rest])
 
 
-def label(name: str, overrides: Iterable[str]) -> str:
-    """Return the title of results: `name`, and the overrides that make them other than it says."""
-    kept = [o for o in overrides if "--config.dataset." not in o and field(o) not in UNSEEN]
-    changes = [o.removeprefix("--config.") for o in kept]
-    return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
-
-
-def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
-    """Write `tree`, with date and code, as OUT.json, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
-    config_lib.write_json(tree | stamp, extended(out, ".json"))
-
-
-def write_log(trials: Iterable[Trial], workdir: pathlib.Path, out: pathlib.Path) -> None:
-    """Write OUT.csv: a row for each evaluation of each of `trials`, and for each epoch begun.
-
-    Errors are fractions; that of training is the mean over the epoch before.
-    """
-    with io.StringIO(newline="") as text:
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["run", "seed", "step", "epoch", "training_top1_error", *EVALUATED])
-        for trial in trials:
-            lines = metrics.lines(trial.directory(workdir))
-            train = [line for line in lines if line["split"] == "train"]
-            evaluated = {line["step"]: line for line in lines if line["split"] == "val"}
-            epochs, errors = metrics.training_errors(lines)
-            begun = np.flatnonzero(np.diff(np.floor(epochs + 1e-9)) > 0) + 1
-            steps = [line["step"] for line in train]
-            for step in sorted({*evaluated, *(steps[i] for i in [*begun, -1] if steps)}):
-                i = max(0, int(np.searchsorted(steps, step, "right")) - 1)
-                line = evaluated.get(step, {})
-                row = [trial.name, trial.seed, step, f"{line.get('epoch', epochs[i]):.5g}"]
-                row += [f"{errors[i]:.4f}", *(f"{line[n]:.5g}" if line else "" for n in EVALUATED)]
-                rows.writerow(row)
-        extended(out, ".csv").write_text(text.getvalue())
-
-
-def extended(out: pathlib.Path, extension: str) -> pathlib.Path:
-    """Return OUT with `extension`: of lr0.5 the .5 is none."""
-    return out.with_name(out.name + extension)
-
-
-def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
-    """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
-
-    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
-    """
-    directory = trial.directory(workdir)
-    result = finished(trial, workdir)
-    failure = None if result else failed(trial, workdir)
-    status = "finished" if result else "failed" if failure else "unfinished"
-    found: dict[str, Any] = {
-        "name": trial.name,
-        "seed": trial.seed,
-        "differences": trial.differences,
-        "status": status,
-    }
-    if result:
-        found |= {name: result[name] for name in (*ERRORS, "step", "epoch", "seconds")}
-    else:
-        found |= {"failure": failure} if failure else {}
-        found["epoch"] = metrics.epochs(directory) or 0.0
-    path = directory / SESSIONS
-    sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return found | {"sessions": sessions, "command": command(trial)}
-
-
-def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Return mean, standard deviation (n - 1; None of fewer than two) and n of `values`."""
-    values = list(values)
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-    }
-
-
-def percent(of: dict[str, Any]) -> str:
-    """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
-    if of["mean"] is None:
-        return "-"
-    deviation = "" if of["std"] is None else f" +- {100 * of['std']:.2f}"
-    return f"{100 * of['mean']:.2f}{deviation} % (n {of['n']})"
-
-
 def run(
     trials: list[Trial],
     workdir: pathlib.Path,
     *,
     train_which: Callable[[Trial], bool],
-    write: Callable[[list[dict[str, Any]]], None],
+    write: Callable[[], object],
 ) -> int:
-    """Train those of `trials`, `write` the records of all before and after each; return exit code.
+    """Train those of `trials` that are chosen, `write` before and after each; return the exit code.
 
     It is 0 where all have ended or an interrupt came, 1 where one has failed now.
     """
-    refuse_others(trials, workdir)  # all that is wrong is said before the first is trained
+    chosen = list(filter(train_which, trials))
+    refuse(trials, workdir, training=bool(chosen))  # before the first is trained
     failures: dict[pathlib.Path, str] = {}
 
-    def write_all() -> None:
-        write([record(trial, workdir) for trial in trials])
-
-    write_all()  # first, so that what cannot be written is known at once
+    write()  # first, so that what cannot be written is known at once
     try:
-        for trial in filter(train_which, trials):
+        for trial in chosen:
             if failure := train(trial, workdir):
                 failures[trial.directory(workdir)] = failure
-            write_all()
+            write()
     except KeyboardInterrupt:
-        write_all()
+        write()
         print("stopped; the same command goes on where it was", file=sys.stderr)
     say_failed(trials, workdir, failures)
     return 1 if failures else 0

@@ -9,7 +9,17 @@ import pytest
 
 from alexnet_jax import AlexNet, geometry
 from alexnet_jax import config as config_lib
-from experiments import ablations, cifar10, command_line, figure1, metrics, run_process, trials
+from experiments import (
+    ablated_configs,
+    ablations,
+    cifar10,
+    command_line,
+    figure1,
+    metrics,
+    run_process,
+    trial_records,
+    trials,
+)
 from tests import runs
 
 RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -32,9 +42,11 @@ def read(name):
 @pytest.mark.parametrize("name", EIGHT_LAYERS)
 def test_each_ablation_changes_what_it_names(name):
     config = read(name)
-    found, left_out = ablations.ablations(config)
+    found, left_out = ablated_configs.ablations(config)
     assert not left_out
-    after = {name: ablations.changed(config, differences) for name, differences in found.items()}
+    after = {
+        name: ablated_configs.changed(config, differences) for name, differences in found.items()
+    }
     layers = {name: geometry.layers(c.model, c.augment.crop) for name, c in after.items()}
 
     def stages(name):
@@ -67,21 +79,21 @@ def test_each_ablation_changes_what_it_names(name):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_command_line_of_an_ablation_gives_its_config(recipe):
     config = command_line.read_config([f"--config={recipe}"])
-    found, left_out = ablations.ablations(config)
+    found, left_out = ablated_configs.ablations(config)
     assert "full" in found and all(left_out.values())
     for name, differences in found.items():
         read = trials.Trial(name, recipe, (), differences, config.seed).config()
-        wanted = dict(config_lib.flatten(ablations.changed(config, differences)))
+        wanted = dict(config_lib.flatten(ablated_configs.changed(config, differences)))
         assert dict(config_lib.flatten(read)) == wanted, name
 
 
 def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
     config = read("alexnet_two_device")
-    found, _ = ablations.ablations(config)
+    found, _ = ablated_configs.ablations(config)
     assert found["without_conv3"]["model.cross_layers"] == ("conv3",)
     assert found["without_conv4"]["model.cross_layers"] == ("conv3",)
     config.model.cross_layers = ("conv3", "conv5")
-    found, _ = ablations.ablations(config)
+    found, _ = ablated_configs.ablations(config)
     assert found["without_conv4"]["model.cross_layers"] == ("conv3", "conv4")
     assert found["without_conv5"]["model.cross_layers"] == ("conv3",)
 
@@ -89,7 +101,8 @@ def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
 def test_the_table_has_means_deviations_and_differences_from_full():
     ended = [("full", 0.5), ("full", 0.6), ("no_lrn", 0.58)]
     each = [
-        {"name": name, "status": "finished", **dict.fromkeys(trials.ERRORS, e)} for name, e in ended
+        {"name": name, "status": "finished", **dict.fromkeys(trial_records.ERRORS, e)}
+        for name, e in ended
     ]
     each.append({"name": "no_lrn", "status": "failed"})
     found = {"full": {}, "no_lrn": {"a": 1}, "tanh": {"b": 2}}
@@ -231,6 +244,9 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (cifar10, ["--net=80sec", "--config.crop=1"], "did you mean 'augment.crop'?"),
         (cifar10, ["--net=80sec", "--config.batch_size=none"], "config.batch_size='none'"),
         (cifar10, ["--net=80sec", "--data=./nowhere"], "--data=./nowhere: there is no such folder"),
+        (cifar10, ["--net=80sec", "--data=nowhere"], "unknown data set 'nowhere'"),
+        (figure1, ["--data=nowhere"], "unknown data set 'nowhere'"),
+        (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no train/"),
         (cifar10, ["--net=80sec", "--out=."], "--out=.: give the path of files"),
         (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
         (figure1, ["--rates", "0"], "config.learning_rate=0.0"),

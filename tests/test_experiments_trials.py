@@ -9,8 +9,17 @@ from PIL import Image
 from alexnet_jax import InputError, checkpoint, data, workdir
 from alexnet_jax import config as config_lib
 from alexnet_jax.prepare import prepare
+from alexnet_jax.rewind import LAST_GOOD
 from alexnet_jax.workdir import locked
-from experiments import cifar10, command_line, figure1, metrics, run_process, trials
+from experiments import (
+    cifar10,
+    command_line,
+    figure1,
+    metrics,
+    run_process,
+    trial_records,
+    trials,
+)
 from tests import runs
 from tests.test_experiments import main, read, recipe
 
@@ -34,7 +43,7 @@ rate = float(given["config.learning_rate"])
 signal.signal(signal.SIGTERM, lambda *_: (workdir / "saved").touch() or sys.exit(0))
 print("begun", file=sys.stderr, flush=True)
 if rate > 1:
-    sys.exit("error: step 7: conv1 is not finite after the update; the last good checkpoint: none")
+    sys.exit("error: step 7: conv1 is not finite after the update; LAST_GOOD: none")
 rate /= 1 + ("tanh" in given.get("config.model.stages", ""))
 if given["config.seed"] == "13":
     sys.exit("error: no luck")
@@ -44,7 +53,7 @@ with (workdir / "metrics.jsonl").open("w") as file:
         line["top1_error"] = max(0, 1 - rate * i / 100)
         file.write(json.dumps(line) + "\\n")
 signal.pause()
-"""
+""".replace("LAST_GOOD", LAST_GOOD)
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
     assert trials.finished(trial, tmp_path) is None
     config_lib.save(trial.config(), directory / "config.json")
     assert trials.finished(trial, tmp_path) is None
-    result = dict.fromkeys(trials.ERRORS, 0.3) | {"best_step": 782, "seconds": 9.0}
+    result = dict.fromkeys(trial_records.ERRORS, 0.3) | {"best_step": 782, "seconds": 9.0}
     result |= {"step": 782, "epoch": 782 * 128 / 50000}
     (directory / "result.json").write_text(json.dumps(result))
     assert trials.finished(trial, tmp_path) == result
@@ -75,7 +84,7 @@ def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
     assert trials.finished(longer, tmp_path) is None
     other = trial._replace(differences={"learning_rate": 0.5})
     assert trials.finished(other, tmp_path) is None
-    found = cifar10.summary("80sec", trial.overrides, [trials.record(trial, tmp_path)])
+    found = cifar10.summary("80sec", trial.overrides, [trial_records.record(trial, tmp_path)])
     assert found["error"] == {"mean": 0.3, "std": None, "n": 1}
 
 
@@ -161,14 +170,29 @@ def test_the_same_pictures_may_move_and_others_are_refused(tmp_path):
     directory.mkdir()
     config_lib.save(trial("pictures").config(), directory / "config.json")
     with pytest.raises(InputError, match=r"in .*/pictures, and those in .*/moved are not known"):
-        trials.refuse_others([trial("moved")], tmp_path)
+        trials.refuse([trial("moved")], tmp_path, training=True)
     dataset = data.open_dataset(prepare(config.dataset))
     with checkpoint.Checkpoints(directory) as checkpoints:
         state, run = workdir.begin(config, directory, dataset, checkpoints)
         checkpoints.save(0, state, run)
-    trials.refuse_others([trial("pictures"), trial("moved")], tmp_path)
+    trials.refuse([trial("pictures"), trial("moved")], tmp_path, training=True)
+    with pytest.raises(InputError, match=r"num_classes=4, but 'moved' has 10 classes"):
+        four = trial("moved")._replace(differences=tiny | {"model.num_classes": 4}, seed=1)
+        trials.refuse([four], tmp_path, training=True)
     with pytest.raises(InputError, match=rf"give --data={tmp_path}/pictures, or take another"):
-        trials.refuse_others([trial("others")], tmp_path)
+        trials.refuse([trial("others")], tmp_path, training=True)
+
+
+def test_a_record_names_no_places_and_passes_over_torn_lines(fake_run, tmp_path):
+    (fake_run.parent / "run.py").write_text(f"raise SystemExit('error: {fake_run}/x is gone')")
+    trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 13)
+    for _ in range(2):
+        assert f"{fake_run}/x is gone" in trials.train(trial, fake_run)
+        with (trial.directory(fake_run) / "sessions.jsonl").open("a") as file:
+            file.write('{"date": "2026')
+    record = trial_records.record(trial, fake_run)
+    assert record["failure"] == "exit code 1: error: WORKDIR/x is gone"
+    assert [session["device"] for session in record["sessions"]] == ["none", "none"]
 
 
 def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
@@ -216,6 +240,25 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
     assert json.loads((fake_run / "figure1.json").read_text())["overrides"] == []
 
 
+def test_a_seed_that_does_not_get_there_is_named(fake_run, monkeypatch, capsys):
+    monkeypatch.setattr(figure1, "RECIPE", recipe("figure1"))
+    fake = FAKE_RUN.replace('given["config.seed"] == "13"', 'given["config.seed"] == "1"')
+    (fake_run.parent / "run.py").write_text(fake)
+    written = []
+    write_json = trial_records.write_json
+    monkeypatch.setattr(
+        trial_records, "write_json", lambda *of: (written.append(of), write_json(*of))
+    )
+    arguments = [f"--workdir={fake_run}", "--rates", "1", "--seeds", "0", "1"]
+    assert main(figure1, monkeypatch, *arguments) == 1
+    assert len(written) == 6  # before the first run, after each of four, and at the end
+    found = json.loads((fake_run / "figure1.json").read_text())
+    assert found["relu"]["not_there"] == {"1": 0} and found["relu"]["epochs"]["n"] == 1
+    said = capsys.readouterr()
+    assert "ReLU: seed 1, 0.0 epochs, is not there: not in the mean" in said.out
+    assert "relu-lr1-seed1: exit code 1: error: no luck" in said.err
+
+
 def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 5)
     trial.directory(tmp_path).mkdir()
@@ -227,7 +270,7 @@ def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
             lines.append({"split": "val", "step": 5, "epoch": 5 / 3} | errors)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (trial.directory(tmp_path) / "metrics.jsonl").write_text(text)
-    trials.write_log([trial], tmp_path, tmp_path / "log")
+    trial_records.write_log([trial], tmp_path, tmp_path / "log")
     rows = (tmp_path / "log.csv").read_text().splitlines()
     assert rows == [
         "run,seed,step,epoch,training_top1_error,loss,top1_error,top5_error,learning_rate",

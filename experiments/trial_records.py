@@ -1,0 +1,128 @@
+"""What is recorded of trials: a result file, a log of errors epoch by epoch, means over seeds."""
+
+import contextlib
+import csv
+import datetime
+import io
+import json
+import pathlib
+import statistics
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax import config as config_lib
+from alexnet_jax.version import versions
+from experiments import metrics
+from experiments.command_line import field
+from experiments.trials import SESSIONS, Trial, command, failed, finished
+
+# Fields without an effect on the numbers of a result but rounding: its title leaves them out.
+UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
+EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out pictures
+ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
+
+
+def label(name: str, overrides: Iterable[str]) -> str:
+    """Return the title of results: `name`, and the overrides that make them other than it says."""
+    kept = [o for o in overrides if "--config.dataset." not in o and field(o) not in UNSEEN]
+    changes = [o.removeprefix("--config.") for o in kept]
+    return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
+
+
+def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
+    """Write `tree`, with date and code, as OUT.json, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
+    config_lib.write_json(tree | stamp, extended(out, ".json"))
+
+
+def write_log(trials: Iterable[Trial], workdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Write OUT.csv: a row for each evaluation of each of `trials`, and for each epoch begun.
+
+    Errors are fractions; that of training is the mean over the epoch before.
+    """
+    with io.StringIO(newline="") as text:
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["run", "seed", "step", "epoch", "training_top1_error", *EVALUATED])
+        for trial in trials:
+            lines = metrics.lines(trial.directory(workdir))
+            train = [line for line in lines if line["split"] == "train"]
+            evaluated = {line["step"]: line for line in lines if line["split"] == "val"}
+            epochs, errors = metrics.training_errors(lines)
+            begun = np.flatnonzero(np.diff(np.floor(epochs + 1e-9)) > 0) + 1
+            steps = [line["step"] for line in train]
+            for step in sorted({*evaluated, *(steps[i] for i in [*begun, -1] if steps)}):
+                i = max(0, int(np.searchsorted(steps, step, "right")) - 1)
+                line = evaluated.get(step, {})
+                row = [trial.name, trial.seed, step, f"{line.get('epoch', epochs[i]):.5g}"]
+                row += [f"{errors[i]:.4f}", *(f"{line[n]:.5g}" if line else "" for n in EVALUATED)]
+                rows.writerow(row)
+        extended(out, ".csv").write_text(text.getvalue())
+
+
+def extended(out: pathlib.Path, extension: str) -> pathlib.Path:
+    """Return OUT with `extension`: of lr0.5 the .5 is none."""
+    return out.with_name(out.name + extension)
+
+
+def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
+    """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
+
+    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
+    """
+    directory = trial.directory(workdir)
+    result = finished(trial, workdir)
+    failure = None if result else failed(trial, workdir)
+    status = "finished" if result else "failed" if failure else "unfinished"
+    found: dict[str, Any] = {
+        "name": trial.name,
+        "seed": trial.seed,
+        "differences": trial.differences,
+        "status": status,
+    }
+    if result:
+        found |= {name: result[name] for name in (*ERRORS, "step", "epoch", "seconds")}
+    else:
+        found |= {"failure": _without_places(failure, trial, workdir)} if failure else {}
+        found["epoch"] = metrics.epochs(directory) or 0.0
+    return found | {"sessions": _sessions(directory), "command": command(trial)}
+
+
+def _without_places(failure: str, trial: Trial, workdir: pathlib.Path) -> str:
+    """Return `failure` with words for where things lie, which is nobody else's business."""
+    dataset = trial.config().dataset
+    places = {"DATA": dataset.path, "DATA_DIR": dataset.data_dir, "WORKDIR": str(workdir)}
+    for word, place in places.items():
+        for path in (str(pathlib.Path(place).expanduser().resolve()), place):
+            failure = failure.replace(path, word) if place else failure
+    return failure
+
+
+def _sessions(directory: pathlib.Path) -> list[dict[str, Any]]:
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (directory / SESSIONS).read_text().splitlines():
+            with contextlib.suppress(ValueError):  # torn by a kill
+                found.append(json.loads(line))
+    return found
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Return mean, standard deviation (n - 1; None of fewer than two) and n of `values`."""
+    values = list(values)
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def percent(of: dict[str, Any]) -> str:
+    """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
+    if of["mean"] is None:
+        return "-"
+    deviation = "" if of["std"] is None else f" +- {100 * of['std']:.2f}"
+    return f"{100 * of['mean']:.2f}{deviation} % (n {of['n']})"
