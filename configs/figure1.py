@@ -6,8 +6,8 @@ Source    figure 1 says no more than "a four-layer convolutional neural network"
           initial weights and its pixels of 0 to 255, at a constant rate.
 Data      as cifar10_80sec: no crops, no reflections.
 Hardware  a CPU will do.
-Cost      89,578 parameters, 12.3 M multiply-adds an image forward; about a minute an epoch on two
-          CPU cores.
+Cost      89,578 parameters, 12.3 M multiply-adds an image forward; about half a minute an epoch
+          on two CPU cores.
 Error     figure 1: 25 % training error after about 6 epochs with ReLU, 36 with tanh.
 
 experiments/figure1.py puts tanh in the place of ReLU, chooses the rates and compares the two.

@@ -128,7 +128,7 @@ def label(name: str, longest: int = 32) -> str:
 
 
 def write(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
-    """Write the curves of the runs in `workdirs` as OUT.json and OUT.png, both or neither.
+    """Write the curves of the runs in `workdirs` as OUT.json and OUT.png, each whole or not at all.
 
     Raises InputError where one is no run directory, or `out` cannot be written.
     """

@@ -87,7 +87,7 @@ def _figure(path: pathlib.Path, alternative: str) -> str:
 
 
 def report(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
-    """Write the report of the runs in `workdirs` into the directory `out`, whole or not at all.
+    """Write the report of the runs in `workdirs` into the directory `out`, each file whole.
 
     A directory that is no run stands for the runs in it.
 

@@ -6,6 +6,7 @@
 A row is one of ROWS: a recipe, what it was trained on, and where its runs are recorded.
 """
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -13,6 +14,11 @@ import sys
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alexnet_jax.errors import InputError
+from experiments import command_line
+
 RESULTS = "experiments/results"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 HEAD = (
@@ -32,10 +38,10 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26"),
+    Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs"),
     Row("alexnet_cifar10", "CIFAR-10, bounded: 4 epochs", "first_runs", "cifar10"),
-    Row("alexnet", "2,500 Imagenette pictures, bounded: 8 epochs, He's weights", "first_runs",
-        "imagenette-227px"),
+    Row("alexnet", f"2,500 Imagenette pictures, with [overrides]({RESULTS}/README.md), bounded:"
+        " 8 epochs", "first_runs", "imagenette-227px"),
     Row("quickstart", "digits", "bfloat16_digits", "full"),
     Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
 )  # fmt: skip
@@ -60,23 +66,21 @@ def line(row: Row, results: pathlib.Path) -> str:
     found = runs(row, results)
     errors = [100 * run[row.metric] for run in found]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    minutes = statistics.median(run["seconds"] for run in found) / 60
-    files = {"log": ".csv", "file": ".json", "plot": ".png"}
-    links = [
-        f"[{name}]({RESULTS}/{row.file}{ending})"
-        for name, ending in files.items()
-        if (results / f"{row.file}{ending}").exists()
-    ]
+    seconds = statistics.median(run["seconds"] for run in found)
+    log = ".csv" if (results / f"{row.file}.csv").exists() else ".json"
+    links = {"log": log, "file": ".json", "plot": ".png"}
+    if log == ".json":
+        del links["file"]
     cells = [
         f"[{row.recipe}](configs/{row.recipe}.py)",
         row.data,
         f"{statistics.fmean(errors):.2f}{spread}",
         row.published,
         f"{statistics.fmean(run['epoch'] for run in found):.0f}",
-        f"{minutes:.0f} min",
+        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min",
         "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
         str(len(found)),
-        ", ".join(links),
+        ", ".join(f"[{name}]({RESULTS}/{row.file}{end})" for name, end in links.items()),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -87,17 +91,22 @@ def table(results: pathlib.Path) -> str:
     return "\n".join([HEAD, rule, *(line(row, results) for row in ROWS)]) + "\n"
 
 
-def main() -> None:
-    """Print the table, or write it into README.md."""
+def main() -> int:
+    """Print the table, or write it into README.md; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put it into README.md")
     text = table(ROOT / RESULTS)
-    if sys.argv[1:] != ["--write"]:
+    if not parser.parse_args().write:
         print(text, end="")
-        return
+        return 0
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(before + BEGIN + text + END + after)
+    page = readme.read_text()
+    if [page.count(mark) for mark in (BEGIN, END)] != [1, 1]:
+        raise InputError(f"README.md needs one line {BEGIN.strip()} and one {END.strip()} after it")
+    before, _, rest = page.partition(BEGIN)
+    readme.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command_line.main(main)

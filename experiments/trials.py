@@ -152,7 +152,8 @@ def device() -> str:
     code = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     name = asked.stdout.strip().removeprefix("1 x ") or "unknown"
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{name}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def command(trial: Trial) -> str:

@@ -30,7 +30,7 @@ def test_a_line_holds_mean_and_deviation_of_the_finished_runs(tmp_path):
     line = results_table.line(results_table.Row("alexnet", "data", "file", "net", "26"), tmp_path)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[2] == f"27.00 ± {100 * statistics.stdev(errors):.2f}"
-    assert cells[3:8] == ["26", "24", "1 min", "a; b", "3"]
+    assert cells[3:8] == ["26", "24", "60 s", "a; b", "3"]
 
 
 def test_every_file_that_readmes_and_docs_name_is_there():
