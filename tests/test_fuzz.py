@@ -111,13 +111,13 @@ def test_a_config_is_refused_by_name_or_its_steps_can_be_built(data):
 
 def _refused_or_traced(config, changed):
     fuzz_configs.apply(config, changed)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         config_lib.validate(config)
     except InputError as error:
         message = refused("configs", error)
         assert re.search(r"config\.[a-z]|config (has no|lacks the) field", message), message
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         return
     try:
         _trace(config)
@@ -125,7 +125,7 @@ def _refused_or_traced(config, changed):
         assert "config.batch_size=" in refused("configs, by the devices", error)
         return
     outcomes.note("configs", "accepted, steps traced")
-    assert time.monotonic() - began < 120
+    assert time.process_time() - began < 120
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,14 @@ def test_a_damaged_picture_is_a_square_or_one_line(tmp_path_factory, picture):
     name, content = picture
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         square = load_image(path, 16)
         assert (square.shape, square.dtype) == ((16, 16, 3), np.uint8)
         outcomes.note("pictures", "decoded")
     except InputError as error:
         assert str(path) in refused("pictures", error)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 _MEASURE = """
