@@ -11,6 +11,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -20,6 +21,7 @@ from alexnet_jax.errors import InputError
 from experiments import command_line
 
 RESULTS = "experiments/results"
+EPOCHS = "epochs_to_target"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 HEAD = (
     "| recipe | on | top-1 error (%) | published | epochs | time of a run | device | seeds | log |"
@@ -27,7 +29,10 @@ HEAD = (
 
 
 class Row(NamedTuple):
-    """A row: configs/`recipe`.py on `data`, the runs called `name` in RESULTS/`file`.json."""
+    """A row: configs/`recipe`.py on `data`, the runs called `name` in RESULTS/`file`.json.
+
+    `metric` is an error of theirs, or EPOCHS that they took to figure 1's training error.
+    """
 
     recipe: str
     data: str
@@ -48,7 +53,7 @@ ROWS = (
 
 
 def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
-    """Return error, epochs, seconds, seed and devices of each finished run of `row`."""
+    """Return error, epochs, seconds, seed and devices of each run of `row` that has got there."""
     record = json.loads((results / f"{row.file}.json").read_text())
     if isinstance(record["runs"], dict):  # of curves.py
         run = record["runs"][row.name]
@@ -57,16 +62,27 @@ def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
     return [
         run | {"devices": {session["device"] for session in run["sessions"]}}
         for run in record["runs"]
-        if run["name"] == row.name and run["status"] == "finished"
+        if run["name"] == row.name and run["status"] in ("finished", "there")
     ]
+
+
+def _mean(values: Iterable[float], digits: int) -> str:
+    values = list(values)
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def line(row: Row, results: pathlib.Path) -> str:
     """Return the row's line of the table."""
     found = runs(row, results)
-    errors = [100 * run[row.metric] for run in found]
-    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    seconds = statistics.median(run["seconds"] for run in found)
+    if row.metric == EPOCHS:
+        error, time = "25 in training", ""
+        epochs = _mean((run[EPOCHS] for run in found), 1)
+    else:
+        error = _mean((100 * run[row.metric] for run in found), 2)
+        epochs = f"{statistics.fmean(run['epoch'] for run in found):.0f}"
+        seconds = statistics.median(run["seconds"] for run in found)
+        time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     log = ".csv" if (results / f"{row.file}.csv").exists() else ".json"
     links = {"log": log, "file": ".json", "plot": ".png"}
     if log == ".json":
@@ -74,10 +90,10 @@ def line(row: Row, results: pathlib.Path) -> str:
     cells = [
         f"[{row.recipe}](configs/{row.recipe}.py)",
         row.data,
-        f"{statistics.fmean(errors):.2f}{spread}",
+        error,
         row.published,
-        f"{statistics.fmean(run['epoch'] for run in found):.0f}",
-        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min",
+        epochs,
+        time,
         "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
         str(len(found)),
         ", ".join(f"[{name}]({RESULTS}/{row.file}{end})" for name, end in links.items()),

@@ -33,6 +33,18 @@ def test_a_line_holds_mean_and_deviation_of_the_finished_runs(tmp_path):
     assert cells[3:8] == ["26", "24", "60 s", "a; b", "3"]
 
 
+def test_a_line_of_figure_1_holds_the_epochs_to_its_training_error(tmp_path):
+    runs = [
+        {"name": "tanh", "seed": seed, "status": status, "epochs_to_target": epochs, "epoch": 9.0,
+         "sessions": [{"device": "a"}]}
+        for seed, (status, epochs) in enumerate([("there", 7.0), ("there", 8.0), ("failed", None)])
+    ]  # fmt: skip
+    (tmp_path / "file.json").write_text(json.dumps({"runs": runs}))
+    row = results_table.Row("figure1", "data", "file", "tanh", "36", results_table.EPOCHS)
+    cells = [cell.strip() for cell in results_table.line(row, tmp_path).strip("|").split("|")]
+    assert cells[2:8] == ["25 in training", "36", "7.5 ± 0.7", "", "a", "2"]
+
+
 def test_every_file_that_readmes_and_docs_name_is_there():
     pages = [ROOT / "README.md", RESULTS / "README.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
