@@ -44,6 +44,7 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs"),
+    Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct", "18pct", "18"),
     Row("alexnet_cifar10", "CIFAR-10, bounded: 4 epochs", "first_runs", "cifar10"),
     Row("alexnet", f"2,500 Imagenette pictures, with [overrides]({RESULTS}/README.md), bounded:"
         " 8 epochs", "first_runs", "imagenette-227px"),
