@@ -178,14 +178,15 @@ def plot(
             )
     axis.axhline(TARGET, color="0.6", linewidth=0.8)
     axis.set(xlabel="epochs", ylabel="training error rate", ylim=(0, 0.9), xlim=(0, None))
+    title = trial_records.label("figure1", result["overrides"])
     ratio = result["tanh_by_relu"]
     if ratio["n"]:
         deviation = "" if ratio["std"] is None else f" ± {ratio['std']:.1f}"
-        axis.set_title(
-            f"to 25 %: tanh takes {ratio['mean']:.1f}{deviation} times ReLU's epochs"
-            f" (n {ratio['n']}; paper: {PAPER['ratio']})",
-            fontsize=9,
+        title += (
+            f"\nto 25 %: tanh takes {ratio['mean']:.1f}{deviation} times ReLU's epochs"
+            f" (n {ratio['n']}; paper: {PAPER['ratio']})"
         )
+    axis.set_title(title, fontsize=8)
     if axis.lines[1:]:
         axis.legend(frameon=False)
     figure.savefig(trial_records.extended(out, ".png"), dpi=110)
