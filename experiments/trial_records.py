@@ -55,11 +55,12 @@ def write_log(trials: Iterable[Trial], workdir: pathlib.Path, out: pathlib.Path)
             begun = np.flatnonzero(np.diff(np.floor(epochs + 1e-9)) > 0) + 1
             steps = [line["step"] for line in train]
             for step in sorted({*evaluated, *(steps[i] for i in [*begun, -1] if steps)}):
-                i = max(0, int(np.searchsorted(steps, step, "right")) - 1)
+                before = int(np.searchsorted(steps, step, "right"))  # none of rarely logged runs
                 line = evaluated.get(step, {})
-                row = [trial.name, trial.seed, step, f"{line.get('epoch', epochs[i]):.5g}"]
-                row += [f"{errors[i]:.4f}", *(f"{line[n]:.5g}" if line else "" for n in EVALUATED)]
-                rows.writerow(row)
+                epoch = line["epoch"] if line else epochs[before - 1]
+                training = f"{errors[before - 1]:.4f}" if before else ""
+                numbers = (f"{line[name]:.5g}" if line else "" for name in EVALUATED)
+                rows.writerow([trial.name, trial.seed, step, f"{epoch:.5g}", training, *numbers])
         extended(out, ".csv").write_text(text.getvalue())
 
 
@@ -96,8 +97,9 @@ def _without_places(failure: str, trial: Trial, workdir: pathlib.Path) -> str:
     dataset = trial.config().dataset
     places = {"DATA": dataset.path, "DATA_DIR": dataset.data_dir, "WORKDIR": str(workdir)}
     for word, place in places.items():
-        for path in (str(pathlib.Path(place).expanduser().resolve()), place):
-            failure = failure.replace(path, word) if place else failure
+        path = pathlib.Path(place).expanduser().absolute()
+        for absolute in (str(path), str(path.resolve())) if place else ():
+            failure = failure.replace(absolute, word)
     return failure
 
 

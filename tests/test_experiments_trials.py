@@ -1,6 +1,7 @@
 """Trials: they go on, stop with who began them, are not trained twice; failures are remembered."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -183,16 +184,19 @@ def test_the_same_pictures_may_move_and_others_are_refused(tmp_path):
         trials.refuse([trial("others")], tmp_path, training=True)
 
 
-def test_a_record_names_no_places_and_passes_over_torn_lines(fake_run, tmp_path):
-    (fake_run.parent / "run.py").write_text(f"raise SystemExit('error: {fake_run}/x is gone')")
+def test_a_record_names_no_places_and_passes_over_torn_lines(fake_run, monkeypatch):
+    (fake_run.parent / "run.py").write_text(f"raise SystemExit('error: {fake_run}/x is gone.')")
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 13)
     for _ in range(2):
         assert f"{fake_run}/x is gone" in trials.train(trial, fake_run)
         with (trial.directory(fake_run) / "sessions.jsonl").open("a") as file:
             file.write('{"date": "2026')
     record = trial_records.record(trial, fake_run)
-    assert record["failure"] == "exit code 1: error: WORKDIR/x is gone"
+    assert record["failure"] == "exit code 1: error: WORKDIR/x is gone."
     assert [session["device"] for session in record["sessions"]] == ["none", "none"]
+    monkeypatch.chdir(trial.directory(fake_run).parent)
+    here = trial_records.record(trial, pathlib.Path())  # of which every sentence has one
+    assert here["failure"] == "exit code 1: error: WORKDIR/x is gone."
 
 
 def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
@@ -262,7 +266,8 @@ def test_a_seed_that_does_not_get_there_is_named(fake_run, monkeypatch, capsys):
 def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 5)
     trial.directory(tmp_path).mkdir()
-    lines = []
+    errors = {"loss": 3.0, "top1_error": 0.9, "top5_error": 0.5, "learning_rate": 0.1}
+    lines = [{"split": "val", "step": 0, "epoch": 0.0} | errors]  # before a step is logged
     for step in range(1, 8):  # three steps an epoch, the last begun and not ended
         errors = {"loss": 2.0, "top1_error": step / 10, "top5_error": 0.0, "learning_rate": 0.1}
         lines.append({"split": "train", "step": step, "epoch": step / 3} | errors)
@@ -274,6 +279,7 @@ def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
     rows = (tmp_path / "log.csv").read_text().splitlines()
     assert rows == [
         "run,seed,step,epoch,training_top1_error,loss,top1_error,top5_error,learning_rate",
+        "net,5,0,0,,3,0.9,0.5,0.1",
         "net,5,3,1,0.2000,,,,",
         "net,5,5,1.6667,0.4000,2,0.5,0,0.1",
         "net,5,6,2,0.5000,,,,",
