@@ -3,11 +3,11 @@
 import datetime
 import html
 import pathlib
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.past_runs import Run
+from experiments.trial_records import written
 
 COLUMNS = 6  # with more fields that differ, they have a table of their own
 APART = ("seed", "dataset.data_dir")  # in which the runs of a group may differ
@@ -150,8 +150,7 @@ def groups_table(runs: Sequence[Run]) -> str:
         for name in ERRORS:
             errors = [validation(runs[i]).get(name) for i in ended]
             known = [100 * error for error in errors if error is not None]
-            spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-            row.append(_Number(f"{statistics.mean(known):.2f}{spread}" if known else "–"))
+            row.append(_Number(written(known)))
         rows.append(row)
     if not rows:
         return ""

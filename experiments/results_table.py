@@ -11,14 +11,13 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alexnet_jax.errors import InputError
-from experiments import command_line
+from experiments import command_line, trial_records
 
 RESULTS = "experiments/results"
 EPOCHS = "epochs_to_target"
@@ -69,20 +68,14 @@ def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def _mean(values: Iterable[float], digits: int) -> str:
-    values = list(values)
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
 def line(row: Row, results: pathlib.Path) -> str:
     """Return the row's line of the table."""
     found = runs(row, results)
     if row.metric == EPOCHS:
         error, time = "25 in training", ""
-        epochs = _mean((run[EPOCHS] for run in found), 1)
+        epochs = trial_records.written((run[EPOCHS] for run in found), 1)
     else:
-        error = _mean((100 * run[row.metric] for run in found), 2)
+        error = trial_records.written((100 * run[row.metric] for run in found), 2)
         epochs = f"{statistics.fmean(run['epoch'] for run in found):.0f}"
         seconds = statistics.median(run["seconds"] for run in found)
         time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

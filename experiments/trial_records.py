@@ -122,6 +122,15 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     }
 
 
+def written(values: Iterable[float], digits: int = 2) -> str:
+    """Return the `spread` of `values` as text, such as '21.48 ± 0.30'; '–' of none."""
+    of = spread(values)
+    if of["mean"] is None:
+        return "–"
+    deviation = "" if of["std"] is None else f" ± {of['std']:.{digits}f}"
+    return f"{of['mean']:.{digits}f}{deviation}"
+
+
 def percent(of: dict[str, Any]) -> str:
     """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
     if of["mean"] is None:
