@@ -9,15 +9,15 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 def keep() -> None:
     """Let malloc keep what is freed, instead of handing it back to the system.
 
-    To be called before JAX makes its devices. On a CPU XLA allocates a step's buffers anew in every
-    step, and its convolutions the patches they multiply; by default glibc maps such large blocks
-    from the system and unmaps them, and the next have their page faults again. What that costs is
-    in docs/performance.md. Afterwards the process holds at least the most it has needed, until it
-    ends.
+    To be called before JAX makes its devices, and before any thread is started. On a CPU XLA
+    allocates a step's buffers anew in every step, and its convolutions the patches they multiply;
+    by default glibc maps such large blocks from the system and unmaps them, and the next have their
+    page faults again. What that costs is in docs/performance.md. Afterwards the process holds at
+    least the most it has needed, until it ends.
 
-    All threads share one heap, for glibc maps every large block of another thread's. Does nothing
-    where malloc is not glibc's, or where the environment has settings for it already (MALLOC_...,
-    GLIBC_TUNABLES).
+    All threads share one heap, for glibc maps every large block of another: a thread that is there
+    before may have one, which later threads then get. Does nothing where malloc is not glibc's, or
+    where the environment has settings for it already (MALLOC_..., GLIBC_TUNABLES).
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return

@@ -123,7 +123,10 @@ def _stop_with_the_parent() -> None:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    from alexnet_jax import heap
+
+    heap.keep()  # run.py does so too, but a thread that is there before has a heap of its own
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(ROOT)
     runpy.run_path(sys.argv[0], run_name="__main__")
