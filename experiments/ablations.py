@@ -57,23 +57,22 @@ def summary(found: dict[str, Differences], runs: list[dict[str, Any]]) -> dict[s
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """Return the table as text: errors in percent, differences in points."""
+    """Return the table as text: errors in percent, differences in points; then what is missing."""
     lines = [
-        "| | n | top-1 error | points more | top-5 error | points more | in the paper |",
+        "| | n | top-1 error, % | points more | top-5 error, % | points more | in the paper |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in table.items():
+    ended = {name: row for name, row in table.items() if row[METRICS[0]]["n"]}
+    for name, row in ended.items():
         cells = [name, str(row[METRICS[0]]["n"])]
         for metric in METRICS:
             points = row[metric]["points_more_than_full"]
             shown = "" if name == "full" or points is None else f"{points:+.2f}"
-            cells += [_percent(row[metric]), shown]
+            cells += [trial_records.written(row[metric], scale=100), shown]
         lines.append("| " + " | ".join([*cells, row["paper"]]) + " |")
+    if missing := [name for name in table if name not in ended]:
+        lines += ["", f"No run has ended of: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
-
-
-def _percent(of_metric: dict[str, Any]) -> str:
-    return trial_records.percent(of_metric).partition(" (")[0]
 
 
 def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pathlib.Path) -> None:

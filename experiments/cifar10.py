@@ -96,8 +96,9 @@ def main() -> int:
         plot(found, [metrics.lines(trial.directory(workdir)) for trial in all_trials], out)
 
     code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)
+    error = trial_records.written(found["error"], scale=100)
     print(
-        f"{trial_records.label(given.net, overrides)}: {trial_records.percent(found['error'])},"
+        f"{trial_records.label(given.net, overrides)}: {error} % (n {found['error']['n']}),"
         f" published {100 * found['published']:.0f} %"
     )
     return code

@@ -232,7 +232,8 @@ def main() -> int:
         _say(activation, result, rates)
     ratio = result["tanh_by_relu"]
     if ratio["n"]:
-        print(f"tanh by ReLU: {_number(ratio)}; paper: about {PAPER['ratio']}")
+        number = f"{trial_records.written(ratio)} (n {ratio['n']})"
+        print(f"tanh by ReLU: {number}; paper: about {PAPER['ratio']}")
     broken = {d: failure for d, failure in failures.items() if not diverged(failure)}
     every = [t for each in tried.values() for t in all_runs(each, given.seeds, workdir)[1]]
     known = (t for t in every if not diverged(trials.failed(t, workdir)))
@@ -246,8 +247,8 @@ def _say(activation: str, result: dict[str, Any], rates: list[float]) -> None:
         return
     epochs, rate = result[activation]["epochs"], result[activation]["learning_rate"]
     print(
-        f"{NAMES[activation]}: {_number(epochs)} epochs to {TARGET:.0%} training error at rate"
-        f" {rate:g}; paper: about {PAPER[activation]}"
+        f"{NAMES[activation]}: {trial_records.written(epochs)} epochs (n {epochs['n']}) to"
+        f" {TARGET:.0%} training error at rate {rate:g}; paper: about {PAPER[activation]}"
     )
     for seed, done in result[activation]["not_there"].items():
         print(f"{NAMES[activation]}: seed {seed}, {done:.1f} epochs, is not there: not in the mean")
@@ -255,11 +256,6 @@ def _say(activation: str, result: dict[str, Any], rates: list[float]) -> None:
         print(
             f"{NAMES[activation]}: the best of --rates is at their end; give more", file=sys.stderr
         )
-
-
-def _number(of: dict[str, Any]) -> str:
-    deviation = "" if of["std"] is None else f" +- {of['std']:.2f}"
-    return f"{of['mean']:.2f}{deviation} (n {of['n']})"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.past_runs import Run
-from experiments.trial_records import written
+from experiments.trial_records import spread, written
 
 COLUMNS = 6  # with more fields that differ, they have a table of their own
 APART = ("seed", "dataset.data_dir")  # in which the runs of a group may differ
@@ -150,7 +150,7 @@ def groups_table(runs: Sequence[Run]) -> str:
         for name in ERRORS:
             errors = [validation(runs[i]).get(name) for i in ended]
             known = [100 * error for error in errors if error is not None]
-            row.append(_Number(written(known)))
+            row.append(_Number(written(spread(known))))
         rows.append(row)
     if not rows:
         return ""

@@ -73,9 +73,11 @@ def line(row: Row, results: pathlib.Path) -> str:
     found = runs(row, results)
     if row.metric == EPOCHS:
         error, time = "25 in training", ""
-        epochs = trial_records.written((run[EPOCHS] for run in found), 1)
+        epochs = trial_records.written(trial_records.spread(run[EPOCHS] for run in found), 1)
     else:
-        error = trial_records.written((100 * run[row.metric] for run in found), 2)
+        error = trial_records.written(
+            trial_records.spread(run[row.metric] for run in found), scale=100
+        )
         epochs = f"{statistics.fmean(run['epoch'] for run in found):.0f}"
         seconds = statistics.median(run["seconds"] for run in found)
         time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -122,18 +122,9 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     }
 
 
-def written(values: Iterable[float], digits: int = 2) -> str:
-    """Return the `spread` of `values` as text, such as '21.48 ± 0.30'; '–' of none."""
-    of = spread(values)
+def written(of: dict[str, Any], digits: int = 2, scale: float = 1.0) -> str:
+    """Return what `spread` gives, times `scale`, as text, such as '21.48 ± 0.30'; '–' of none."""
     if of["mean"] is None:
         return "–"
-    deviation = "" if of["std"] is None else f" ± {of['std']:.{digits}f}"
-    return f"{of['mean']:.{digits}f}{deviation}"
-
-
-def percent(of: dict[str, Any]) -> str:
-    """Return what `spread` gives of fractions as text, such as '21.48 +- 0.30 % (n 3)'."""
-    if of["mean"] is None:
-        return "-"
-    deviation = "" if of["std"] is None else f" +- {100 * of['std']:.2f}"
-    return f"{100 * of['mean']:.2f}{deviation} % (n {of['n']})"
+    deviation = "" if of["std"] is None else f" ± {scale * of['std']:.{digits}f}"
+    return f"{scale * of['mean']:.{digits}f}{deviation}"

@@ -117,10 +117,10 @@ def test_the_table_has_means_deviations_and_differences_from_full():
     assert top1["no_lrn"] == {"mean": 0.58, "std": None, "n": 1, "points_more_than_full": 3}
     assert top1["tanh"]["mean"] is None
     lines = ablations.markdown(table).splitlines()
-    assert lines[2].startswith("| full | 2 | 55.00 +- 7.07 % |  |")
-    assert lines[3].startswith("| no_lrn | 1 | 58.00 % | +3.00 |")
+    assert lines[2].startswith("| full | 2 | 55.00 ± 7.07 |  |")
+    assert lines[3].startswith("| no_lrn | 1 | 58.00 | +3.00 |")
     assert lines[3].endswith("| 1.4 / 1.2 |")
-    assert lines[4].startswith("| tanh | 0 | - |")
+    assert lines[4:] == ["", "No run has ended of: tanh."]
 
 
 def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(

@@ -225,7 +225,7 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
     ratio = found["tanh_by_relu"]
     assert ratio["mean"] == pytest.approx(2, abs=0.1)
     assert ratio["by_seed"] == {"0": ratio["mean"], "1": ratio["mean"]}
-    assert f"tanh by ReLU: {ratio['mean']:.2f} +- 0.00 (n 2)" in capsys.readouterr().out
+    assert f"tanh by ReLU: {ratio['mean']:.2f} ± 0.00 (n 2)" in capsys.readouterr().out
     runs_of = [(run["name"], run["seed"], run["epochs_to_target"]) for run in found["runs"]]
     assert len(runs_of) == 10
     assert ("relu-lr0.9", 0, pytest.approx(8.8)) in runs_of

@@ -12,8 +12,8 @@ from alexnet_jax import heap
 from experiments import run_process
 from tests.runs import ROOT, TINY
 
-# The most page faults of an equal 64 MB block after the first, each taken by another thread, as XLA's
-# are.
+# The most page faults of three 64 MB blocks after a first, each taken by a thread of its own: XLA
+# takes its in threads.
 _FAULTS = """
 import ctypes, resource, sys, threading
 from alexnet_jax import heap
