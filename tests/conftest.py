@@ -17,6 +17,7 @@ import pytest
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
+from tests.prepared import make_folder
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,12 @@ def config(data_dir):
 def digits(config):
     """Return the prepared digits."""
     return data.open_dataset(prepare(config.dataset))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder data set of ten pictures of noise."""
+    return make_folder(tmp_path / "pets")
 
 
 def pytest_sessionfinish(session):
