@@ -1,4 +1,4 @@
-"""How the generated cases of test_fuzz.py ended, shown at the end of a run."""
+"""How the generated cases of test_fuzz_*.py ended, shown at the end of a run."""
 
 import collections
 

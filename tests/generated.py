@@ -1,0 +1,43 @@
+"""Cases that hypothesis generates, and what they may end in."""
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+
+from tests import outcomes
+
+TIMES = int(os.environ.get("FUZZ", "1"))
+
+
+def cases(number):
+    """Settings of a test of `number` generated cases, the same ones every time."""
+    return settings(
+        max_examples=number * TIMES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),  # a case takes too long to be made smaller
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def refused(kind, error):
+    """Count a refusal and return its message, which is one line."""
+    message = str(error)
+    assert message.isprintable(), message
+    assert 10 < len(message) < 3000, message
+    assert "Traceback" not in message
+    outcomes.note(kind, "refused")
+    return message
+
+
+def one_line(code, out, err, kind):
+    """Assert that a command did what it should or gave one line, and count it."""
+    assert code in (0, 2)
+    if code == 2:
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert out == ""
+        return refused(kind, err[:-1])
+    outcomes.note(kind, "accepted")
+    return ""
