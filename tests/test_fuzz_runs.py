@@ -1,4 +1,4 @@
-"""Generated bad input, run directory: one line that names it, or the right answer.
+"""Generated bad run directories: one line that names it, or the right answer.
 
 Never another exception, a hang, memory without bound, or a wrong network that passes for a right
 one. FUZZ=10 tries ten times as many cases. How they ended is shown after the tests.
