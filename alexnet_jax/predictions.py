@@ -4,13 +4,11 @@ However many pictures there are, a batch of them is in memory at a time.
 """
 
 import collections
-import contextlib
 import csv
 import os
 import pathlib
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.pictures import load_image
 from alexnet_jax.predict import Answer, Classifier, batches
 from alexnet_jax.sources import EXTENSIONS
+from alexnet_jax.whole import whole_files
 
 CSV, SHEET = "predictions.csv", "predictions.png"
 TOP = 5
@@ -96,7 +95,7 @@ def write_predictions(
                     print(f"left out: {error}", file=sys.stderr)
 
     entries: list[Entry] = []
-    with _written_whole(out) as scratch:
+    with whole_files(out) as scratch:
         with (scratch / CSV).open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
         ) as file:
@@ -156,24 +155,3 @@ def _files(
         named = not hidden and pathlib.PurePath(entry.name).suffix.lower() in EXTENSIONS
         ours = entry.name == SHEET and pathlib.Path(entry.path).resolve() == sheet
         yield entry.path, is_file and named and not ours
-
-
-@contextlib.contextmanager
-def _written_whole(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a directory whose files move to `out` when everything has gone well."""
-    made = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".predictions-", dir=out) as scratch:
-            yield pathlib.Path(scratch)
-            for file in pathlib.Path(scratch).iterdir():
-                file.replace(out / file.name)
-    except BaseException as error:
-        if made:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise InputError(
-                f"{out} cannot be written ({error.strerror}); make room, or give another --out=DIR"
-            ) from error
-        raise

@@ -28,6 +28,7 @@ from alexnet_jax.rewind import rewind_or_stop
 from alexnet_jax.signals import Stop, StopRequest
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.step import train_step
+from alexnet_jax.version import device, versions
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -125,6 +126,8 @@ def _run(
         "seconds": writer.seconds(),
         "skipped_records": dataset.num_damaged,
         "rewinds": run["rewinds"],
+        "device": device(),
+        "versions": versions(),
     }
 
 

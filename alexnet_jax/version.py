@@ -1,10 +1,14 @@
-"""Which code a run was made with."""
+"""Which code a run was made with, and which devices."""
 
 import functools
 import importlib.metadata
 import pathlib
 import platform
 import subprocess
+
+import jax
+
+from alexnet_jax.workers import cores
 
 VERSION = "0.1.0"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -26,3 +30,10 @@ def versions() -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return found
     return found | ({"commit": done.stdout.strip()} if done.returncode == 0 else {})
+
+
+def device() -> str:
+    """Return the devices that JAX has, and the cores of this process: 'cpu, 2 cores'."""
+    kind, number = jax.devices()[0].device_kind, len(jax.devices())
+    of_cores = f"{cores()} core{'s' if cores() > 1 else ''}"
+    return f"{f'{number} x ' if number > 1 else ''}{kind}, {of_cores}"

@@ -7,8 +7,8 @@ Trains the recipe as it is (`full`) and without one part at a time, with each se
 WORKDIR/NAME-seedN; the same command goes on with what was stopped, and --only takes some at a time.
 What does not apply to the recipe is named and left out. Writes OUT.json (all runs, mean and
 standard deviation), OUT.md (the table, also printed), OUT.csv (errors epoch by epoch) and OUT.png;
-by default OUT is WORKDIR/ablations, WORKDIR runs/ablations. Further --config.FIELD=VALUE go to
-run.py.
+by default OUT is WORKDIR/ablations, WORKDIR runs/ablations/RECIPE. Further --config.FIELD=VALUE go
+to run.py.
 """
 
 import pathlib
@@ -105,13 +105,13 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = command_line.Parser(__doc__)
-    parser.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/alexnet.py")
+    parser = command_line.TrialsParser(__doc__)
+    parser.add_argument("--config", type=command_line.path, default=ROOT / "configs/alexnet.py")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these; report all")
     given, overrides = parser.given()
     config = command_line.read_config([f"--config={given.config}", *overrides])
     recipe = given.config.resolve()
-    workdir = given.workdir or pathlib.Path("runs/ablations")
+    workdir = given.workdir or pathlib.Path("runs/ablations") / recipe.stem
     out = given.out or workdir / "ablations"
     found, left_out = ablations(config)
     for name in given.only or []:
@@ -127,14 +127,15 @@ def main() -> int:
     ]
 
     def write() -> None:
-        runs = [trial_records.record(trial, workdir) for trial in all_trials]
+        runs = trial_records.records(all_trials, workdir)
         table = summary(found, runs)
         labels = command_line.without_places(overrides)
         about = {"recipe": recipe.name, "overrides": labels, "left_out": left_out}
-        trial_records.write_json(about | {"table": table, "runs": runs}, out)
-        trial_records.write_log(all_trials, workdir, out)
-        trial_records.extended(out, ".md").write_text(markdown(table))
-        plot(table, runs, trial_records.label(recipe.stem, overrides), out)
+        with trial_records.replaced(out, runs) as scratch:
+            trial_records.write_json(about | {"table": table, "runs": runs}, scratch)
+            trial_records.write_log(all_trials, workdir, scratch)
+            trial_records.extended(scratch, ".md").write_text(markdown(table))
+            plot(table, runs, trial_records.label(recipe.stem, overrides), scratch)
 
     code = trials.run(
         all_trials,

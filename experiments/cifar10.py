@@ -66,11 +66,19 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
     axis.axhline(published, color="0.4", linewidth=1, linestyle="--")
     axis.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None), xlim=(0, None))
     axis.set_title(trial_records.label(found["net"], found["overrides"]), fontsize=9)
+    crop = "" if found["metric"] == "top1_error" else ", centre crop"
     handles = [
-        Line2D([], [], color=COLOURS[0], label="test, a line a seed"),
+        Line2D([], [], color=COLOURS[0], label=f"test{crop}, a line a seed"),
         Line2D([], [], color=COLOURS[1], linestyle=":", label="training, mean over an epoch"),
         Line2D([], [], color="0.4", linestyle="--", label=f"published, {published:.0f} %"),
     ]
+    if crop:
+        for run in found["runs"]:
+            if run["status"] == "finished":
+                error = 100 * run[found["metric"]]
+                axis.plot(run["epoch"], error, "D", color=COLOURS[2], clip_on=False)
+        label = "test, mean over nine crops, as published"
+        handles.append(Line2D([], [], color=COLOURS[2], marker="D", linestyle="", label=label))
     axis.legend(handles=handles, frameon=False)
     figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
@@ -78,7 +86,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = command_line.Parser(__doc__)
+    parser = command_line.TrialsParser(__doc__)
     parser.add_argument("--net", required=True, choices=list(NETS), help="which")
     given, overrides = parser.given()
     workdir = given.workdir or pathlib.Path("runs/cifar10")
@@ -89,11 +97,12 @@ def main() -> int:
     found: dict[str, Any] = {}
 
     def write() -> None:
-        runs = [trial_records.record(trial, workdir) for trial in all_trials]
+        runs = trial_records.records(all_trials, workdir)
         found.update(summary(given.net, overrides, runs))
-        trial_records.write_json(found, out)
-        trial_records.write_log(all_trials, workdir, out)
-        plot(found, [metrics.lines(trial.directory(workdir)) for trial in all_trials], out)
+        with trial_records.replaced(out, runs) as scratch:
+            trial_records.write_json(found, scratch)
+            trial_records.write_log(all_trials, workdir, scratch)
+            plot(found, [metrics.lines(t.directory(workdir)) for t in all_trials], scratch)
 
     code = trials.run(all_trials, workdir, train_which=lambda _: not given.report, write=write)
     error = trial_records.written(found["error"], scale=100)

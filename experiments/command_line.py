@@ -20,27 +20,39 @@ from alexnet_jax.signals import as_interrupts
 ANY_RECIPE = pathlib.Path(__file__).resolve().parents[1] / "configs/alexnet.py"  # types are alike
 
 
-class Parser(argparse.ArgumentParser):
-    """What the command lines of experiments share, what is wrong with one being an InputError."""
+def path(text: str) -> pathlib.Path:
+    """Return the path that `text` is; for --workdir=~/x no shell has put a directory for ~."""
+    return pathlib.Path(text).expanduser()
 
-    def __init__(self, description: str, **options: Any) -> None:
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line, what is wrong with one being an InputError."""
+
+    def __init__(self, description: str | None, **options: Any) -> None:
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             **options,
         )
-        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
-        self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-        self.add_argument("--workdir", type=pathlib.Path, help="for the run directories")
-        self.add_argument("--out", type=pathlib.Path, help="of the results, without extension")
-        self.add_argument(
-            "--report", action="store_true", help="write the results there are; train nothing"
-        )
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError in place of printing the usage."""
-        raise InputError(message)
+        raise InputError(f"{message}; --help lists the flags")
+
+
+class TrialsParser(Parser):
+    """What the experiments that train some trials have in common."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description)
+        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
+        self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+        self.add_argument("--workdir", type=path, help="for the run directories")
+        self.add_argument("--out", type=path, help="of the results, without extension")
+        self.add_argument(
+            "--report", action="store_true", help="write the results there are; train nothing"
+        )
 
     def given(self) -> tuple[argparse.Namespace, tuple[str, ...]]:
         """Return the arguments of this process, and the overrides of the recipe among them."""

@@ -3,22 +3,17 @@
 python experiments/curves.py --out=experiments/results/NAME RUN...
 
 Writes NAME.json (config, result and curve of each run, training steps averaged to at most 100
-points, versions, device, date) and NAME.png (loss, top-1 error and learning rate over epochs). A
+points, date) and NAME.png (loss, top-1 error and learning rate over epochs). A
 RUN that is the directory of an experiment stands for the runs in it.
 """
 
-import argparse
 import datetime
 import json
-import os
 import pathlib
-import platform
 import sys
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import matplotlib
 
 matplotlib.use("Agg")
@@ -30,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.whole import whole_files
 from experiments import command_line, metrics, run_directories
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
@@ -128,7 +124,7 @@ def label(name: str, longest: int = 32) -> str:
 
 
 def write(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
-    """Write the curves of the runs in `workdirs` as OUT.json and OUT.png, each whole or not at all.
+    """Write the curves of the runs in `workdirs` as OUT.json and OUT.png, whole or not at all.
 
     Raises InputError where one is no run directory, or `out` cannot be written.
     """
@@ -139,27 +135,18 @@ def write(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
         run["config"]["dataset"].update(path="", data_dir="")
     record = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "runs": runs,
     }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".curves-", dir=out.parent) as scratch:
-            files = [pathlib.Path(scratch) / f"{out.name}{ending}" for ending in (".json", ".png")]
-            files[0].write_text(json.dumps(record) + "\n")
-            plot(runs, files[1])
-            for file in files:
-                file.replace(out.parent / file.name)
-    except OSError as error:
-        raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
+    with whole_files(out.parent) as scratch:
+        (scratch / f"{out.name}.json").write_text(json.dumps(record) + "\n")
+        plot(runs, scratch / f"{out.name}.png")
 
 
 def main() -> int:
     """Write the curves that the command line asks for; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="path without extension")
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=command_line.path, help="run directories")
+    parser.add_argument("--out", required=True, type=command_line.path, help="no extension")
     arguments = parser.parse_args()
     write(arguments.runs, arguments.out)
     return 0

@@ -136,7 +136,8 @@ def summary(runs: dict[str, Runs], seeds: list[int], workdir: pathlib.Path) -> d
     both = [s for s in seeds if all(s in epochs.get(a, {}) for a in ACTIVATIONS)]
     ratios = {s: epochs["tanh"][s] / epochs["relu"][s] for s in both}
     result["tanh_by_relu"] = trial_records.spread(ratios.values()) | {"by_seed": ratios}
-    result["runs"] = [_record(t, workdir) for _, each in runs.values() for t in each]
+    begun = (t for _, each in runs.values() for t in each if t.directory(workdir).exists())
+    result["runs"] = [_record(t, workdir) for t in begun]
     return result
 
 
@@ -195,11 +196,14 @@ def plot(
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
-    parser = command_line.Parser(__doc__)
+    parser = command_line.TrialsParser(__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="in this order")
     given, overrides = parser.given()
-    if any(command_line.field(override) == "learning_rate" for override in overrides):
+    fields = [command_line.field(override) for override in overrides]
+    if "learning_rate" in fields:
         raise InputError("--config.learning_rate: the rates are given as --rates 0.001 0.003")
+    if "log_every_steps" in fields:
+        raise InputError("--config.log_every_steps: the training error is that of every step")
     workdir = given.workdir or pathlib.Path("runs/figure1")
     out = given.out or workdir / "figure1"
     rates = list(dict.fromkeys(given.rates))
@@ -213,9 +217,11 @@ def main() -> int:
         runs = {a: all_runs(each, given.seeds, workdir) for a, each in tried.items()}
         result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
         result |= summary(runs, given.seeds, workdir)
-        trial_records.write_json(result, out)
-        trial_records.write_log((t for _, each in runs.values() for t in each), workdir, out)
-        plot(result, {a: curves(*of_a, workdir) for a, of_a in runs.items()}, out)
+        with trial_records.replaced(out, result["runs"]) as scratch:
+            trial_records.write_json(result, scratch)
+            each = (t for _, of_activation in runs.values() for t in of_activation)
+            trial_records.write_log(each, workdir, scratch)
+            plot(result, {a: curves(*of_a, workdir) for a, of_a in runs.items()}, scratch)
         return result
 
     write()  # first, so that what cannot be written is known at once

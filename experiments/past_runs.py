@@ -1,5 +1,6 @@
 """What a run directory says of its run, finished or not, damaged or whole."""
 
+import contextlib
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -48,6 +49,14 @@ def read(workdir: pathlib.Path, name: str) -> Run:
     if number := rewinds(workdir):
         notes.append(f"rewinds: {number}")
     return Run(name, dict(config_lib.flatten(config)), lines, result, "; ".join(notes), saved)
+
+
+def seconds(workdir: pathlib.Path) -> float | None:
+    """Return what the run in `workdir` had taken at its latest checkpoint, None without one."""
+    with contextlib.suppress(InputError), checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        if latest := saved.latest():
+            return saved.restore_run(latest)["seconds"]
+    return None
 
 
 def _saved(workdir: pathlib.Path, layer: str) -> Saved:

@@ -7,18 +7,16 @@ its pictures: curves.png, and for each run the filters of its first layer, filte
 A RUN that is the directory of an experiment stands for the runs in it.
 """
 
-import argparse
 import base64
 import datetime
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.whole import whole_files
 from experiments import command_line, run_directories
 from experiments.curves import averaged, plot
 from experiments.filters import plot_filters
@@ -87,29 +85,22 @@ def _figure(path: pathlib.Path, alternative: str) -> str:
 
 
 def report(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
-    """Write the report of the runs in `workdirs` into the directory `out`, each file whole.
+    """Write the report of the runs in `workdirs` into the directory `out`, whole or not at all.
 
     A directory that is no run stands for the runs in it.
 
     Raises InputError where one is no run directory, or `out` cannot be written.
     """
     runs = [read(path, name) for name, path in run_directories.named(workdirs).items()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
-            folder = pathlib.Path(scratch)
-            (folder / "index.html").write_text(page(runs, folder), encoding="utf-8")
-            for file in folder.iterdir():
-                file.replace(out / file.name)
-    except OSError as error:
-        raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
+    with whole_files(out) as folder:
+        (folder / "index.html").write_text(page(runs, folder), encoding="utf-8")
 
 
 def main() -> int:
     """Write the report that the command line asks for; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="directory of the report")
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=command_line.path, help="run directories")
+    parser.add_argument("--out", required=True, type=command_line.path, help="directory")
     arguments = parser.parse_args()
     report(arguments.runs, arguments.out)
     print(f"open {arguments.out / 'index.html'}")

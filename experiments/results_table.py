@@ -6,7 +6,6 @@
 A row is one of ROWS: a recipe, what it was trained on, and where its runs are recorded.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -55,32 +54,36 @@ ROWS = (
 
 
 def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
-    """Return error, epochs, seconds, seed and devices of each run of `row` that has got there."""
+    """Return errors, epochs, seconds and devices of each run of `row`, as far as it has them."""
     record = json.loads((results / f"{row.file}.json").read_text())
     if isinstance(record["runs"], dict):  # of curves.py
         run = record["runs"][row.name]
-        about = {"seed": run["config"]["seed"], "devices": {record["device"]}}
-        return [run["result"] | about]
+        return [run["result"] | {"devices": {run["result"]["device"]}}]
     return [
         run | {"devices": {session["device"] for session in run["sessions"]}}
         for run in record["runs"]
-        if run["name"] == row.name and run["status"] in ("finished", "there")
+        if run["name"] == row.name
     ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def line(row: Row, results: pathlib.Path) -> str:
     """Return the row's line of the table."""
-    found = runs(row, results)
+    begun = runs(row, results)
+    found = [run for run in begun if run.get(row.metric) is not None]
     if row.metric == EPOCHS:
-        error, time = "25 in training", ""
+        error = "25 in training"
         epochs = trial_records.written(trial_records.spread(run[EPOCHS] for run in found), 1)
     else:
         error = trial_records.written(
             trial_records.spread(run[row.metric] for run in found), scale=100
         )
         epochs = f"{statistics.fmean(run['epoch'] for run in found):.0f}"
-        seconds = statistics.median(run["seconds"] for run in found)
-        time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    seconds = [run["seconds"] for run in found if run.get("seconds") is not None]
+    time = _time(statistics.median(seconds)) if seconds else "not recorded"
     log = ".csv" if (results / f"{row.file}.csv").exists() else ".json"
     links = {"log": log, "file": ".json", "plot": ".png"}
     if log == ".json":
@@ -93,7 +96,7 @@ def line(row: Row, results: pathlib.Path) -> str:
         epochs,
         time,
         "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
-        str(len(found)),
+        str(len(found)) if len(found) == len(begun) else f"{len(found)} of {len(begun)}",
         ", ".join(f"[{name}]({RESULTS}/{row.file}{end})" for name, end in links.items()),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -107,7 +110,7 @@ def table(results: pathlib.Path) -> str:
 
 def main() -> int:
     """Print the table, or write it into README.md; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--write", action="store_true", help="put it into README.md")
     text = table(ROOT / RESULTS)
     if not parser.parse_args().write:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from alexnet_jax.errors import InputError
 from alexnet_jax.workdir import RESULT
 
 
@@ -12,7 +13,7 @@ def named(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
     """Return the run directories `paths` by names that differ, each once, in their order.
 
     A path that is no run directory but holds some, as that of an experiment, stands for these; one
-    that holds none stays, for who reads it to refuse.
+    that holds none stays, for who reads it to refuse. Raises InputError for a file.
     """
     given = (path.expanduser().resolve() for path in paths)
     workdirs = list(dict.fromkeys(run for path in given for run in _runs(path)))
@@ -20,6 +21,8 @@ def named(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 
 def _runs(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_file():
+        raise InputError(f"{path} is a file; give directories of runs")
     if (path / "config.json").exists():
         return [path]
     return sorted(file.parent for file in path.glob("*/config.json")) or [path]

@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -40,11 +40,6 @@ JOURNAL = "journal.log"
 TRIES = 5  # to open a database, whose tables another worker may be making just now
 _OF_A_MOMENT = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError)
 _OF_DATABASES = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help lists the flags")
 
 
 def main(argv: list[str]) -> int:
@@ -77,10 +72,8 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str], dict[str, str]]:
     """Return the flags, the overrides and the swept fields, these as texts by field."""
-    parser = _Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_line.Parser(
+        __doc__,
         usage="sweep.py --config=FILE --workdir=DIR --sweep.FIELD=SPEC... [--config.FIELD=V]...",
         epilog="SPEC: uniform:a,b  loguniform:a,b  int:a,b  or values, as v1,v2,v3",
     )

@@ -156,7 +156,5 @@ def _clipped(text: str) -> str:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    scratch = path.with_suffix(".tmp")
-    figure.savefig(scratch, format="png", dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
-    scratch.replace(path)

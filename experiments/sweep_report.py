@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.version import versions
+from alexnet_jax.whole import whole_files
 from experiments import metrics, sweep_plots
 
 FAILURE = "failure"  # what a failed trial has: why
@@ -34,9 +35,10 @@ def rows(workdir: pathlib.Path, trials: Sequence[FrozenTrial]) -> list[dict[str,
     found = []
     for trial in trials:
         errors = list(trial.intermediate_values.values())
-        error = trial.value if trial.state == TrialState.COMPLETE else min(errors, default=None)
-        ended = trial.state.is_finished()
-        failure = trial.user_attrs.get(FAILURE) if ended else None
+        complete, ended = trial.state == TrialState.COMPLETE, trial.state.is_finished()
+        error = trial.value if complete else min(errors, default=None)
+        # A worker killed between saying so and ending the trial has left it to another.
+        failure = trial.user_attrs.get(FAILURE) if ended and not complete else None
         epochs = metrics.epochs(directory(workdir, trial.number))
         found.append(
             {
@@ -136,9 +138,12 @@ def write(
             f" {directory(workdir, first['number'])}. To train it again:",
             line,
         ]
-    config_lib.write_json(results, workdir / "results.json")
-    if any(row["top1_error"] is not None for row in found):
-        sweep_plots.of_fields(found, first, space, workdir / "fields.png")
-        sweep_plots.of_trials(found, first, workdir / "trials.png")
+    some = any(row["top1_error"] is not None for row in found)
+    with whole_files(workdir) as scratch:
+        config_lib.write_json(results, scratch / "results.json")
+        if some:
+            sweep_plots.of_fields(found, first, space, scratch / "fields.png")
+            sweep_plots.of_trials(found, first, scratch / "trials.png")
+    if some:
         shown += ["", f"{workdir}: results.json, fields.png, trials.png"]
     return "\n".join(shown)

@@ -8,14 +8,16 @@ import json
 import pathlib
 import statistics
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.errors import InputError
 from alexnet_jax.version import versions
-from experiments import metrics
+from alexnet_jax.whole import whole_files
+from experiments import metrics, past_runs
 from experiments.command_line import field
 from experiments.trials import SESSIONS, Trial, command, failed, finished
 
@@ -32,9 +34,37 @@ def label(name: str, overrides: Iterable[str]) -> str:
     return "\n".join(textwrap.wrap(" ".join([name, *changes]), 90))
 
 
+@contextlib.contextmanager
+def replaced(out: pathlib.Path, runs: list[dict[str, Any]]) -> Iterator[pathlib.Path]:
+    """Yield another OUT, whose files take the place of OUT's when all have been written.
+
+    Raises InputError where OUT.json has runs that have ended, and `runs`, the records of the new
+    one, has none: results are not lost to a --workdir or --seeds that were meant otherwise.
+    """
+    file = extended(out, ".json")
+    if not any(map(_ended, runs)) and any(map(_ended, _recorded(file))):
+        raise InputError(
+            f"{file} holds results, and of the runs asked for none has ended; give the --workdir"
+            " they are in, or another --out"
+        )
+    with whole_files(out.parent) as scratch:
+        yield scratch / out.name
+
+
+def _ended(run: dict[str, Any]) -> bool:
+    return run["status"] in ("finished", "there")
+
+
+def _recorded(file: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        runs = json.loads(file.read_text())["runs"]
+        return [run for run in runs if "status" in run]
+    except (OSError, ValueError, KeyError, TypeError):  # another kind of file, or none
+        return []
+
+
 def write_json(tree: dict[str, Any], out: pathlib.Path) -> None:
-    """Write `tree`, with date and code, as OUT.json, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write `tree`, with date and code, as OUT.json."""
     stamp = {"date": datetime.date.today().isoformat(), "versions": versions()}
     config_lib.write_json(tree | stamp, extended(out, ".json"))
 
@@ -69,10 +99,16 @@ def extended(out: pathlib.Path, extension: str) -> pathlib.Path:
     return out.with_name(out.name + extension)
 
 
+def records(trials: Iterable[Trial], workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the `record` of each of `trials` that has been begun."""
+    return [record(trial, workdir) for trial in trials if trial.directory(workdir).exists()]
+
+
 def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
     """Return what is known of `trial`: its differences, its result if it has ended, its sessions.
 
-    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come.
+    `status` is 'finished', 'failed' (with `failure`) or 'unfinished'; `epoch` how far it has come,
+    `seconds` in what time, by its latest checkpoint where it has not finished.
     """
     directory = trial.directory(workdir)
     result = finished(trial, workdir)
@@ -89,6 +125,7 @@ def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
     else:
         found |= {"failure": _without_places(failure, trial, workdir)} if failure else {}
         found["epoch"] = metrics.epochs(directory) or 0.0
+        found["seconds"] = past_runs.seconds(directory)
     return found | {"sessions": _sessions(directory), "command": command(trial)}
 
 

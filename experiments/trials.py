@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import functools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -62,8 +61,14 @@ class Trial(NamedTuple):
 def refuse(trials: Iterable[Trial], workdir: pathlib.Path, *, training: bool) -> None:
     """Raise InputError unless each of `trials` is valid, and what its directory holds is of it.
 
-    Where they are to be trained, there must be pictures of as many classes, too.
+    Where they are to be trained, there must be pictures of as many classes, too, and otherwise a
+    run that has been begun.
     """
+    trials = list(trials)
+    if not training and not any(trial.directory(workdir).exists() for trial in trials):
+        first = trials[0].directory(workdir).name
+        raise InputError(f"--workdir={workdir} holds none of these runs, such as {first}: there is"
+                         " nothing to report")  # fmt: skip
     for trial in trials:
         directory, config = trial.directory(workdir), trial.config()
         check(directory, config)
@@ -149,11 +154,9 @@ def _note_session(trial: Trial, directory: pathlib.Path) -> None:
 @functools.cache
 def device() -> str:
     """Return the devices that a run gets, asked of a process of its own, which lets go of them."""
-    code = "import jax; d = jax.devices(); print(len(d), 'x', d[0].device_kind)"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    name = asked.stdout.strip().removeprefix("1 x ") or "unknown"
-    cores = len(os.sched_getaffinity(0))
-    return f"{name}, {cores} core{'s' if cores > 1 else ''}"
+    code = "from alexnet_jax.version import device; print(device())"
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip() or "unknown"
 
 
 def command(trial: Trial) -> str:

@@ -110,6 +110,6 @@ def test_a_place_where_curves_cannot_be_written_is_refused(out, tmp_path, monkey
     run = write_run(tmp_path / "run", (0.5,))
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="^--out="):
+    with pytest.raises(InputError, match=r"^--out=|^file cannot be written \(File exists\)"):
         curves.write([run], pathlib.Path(out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]

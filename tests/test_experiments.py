@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import AlexNet, geometry
+from alexnet_jax import AlexNet, InputError, geometry
 from alexnet_jax import config as config_lib
 from experiments import (
     ablated_configs,
@@ -148,9 +148,9 @@ def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
     row = found["table"]["full"]["ten_crop_top1_error"]
     assert (row["mean"], row["n"]) == (result["ten_crop_top1_error"], 1)
     assert (tmp_path / "lr0.5.md").read_text() == table
-    assert f"| full | 1 | {100 * result['ten_crop_top1_error']:.2f} % |" in table
-    assert "| no_lrn | 0 | - |" in table
-    run = next(run for run in found["runs"] if run["name"] == "full")
+    assert f"| full | 1 | {100 * result['ten_crop_top1_error']:.2f} |" in table
+    assert "No run has ended of: no_lrn, " in table
+    [run] = found["runs"]
     assert run["status"] == "finished" and run["step"] == 2
     assert len(run["sessions"]) == 1 and run["sessions"][0]["device"] == "a device"
     assert str(data_dir) not in (tmp_path / "lr0.5.json").read_text()
@@ -249,6 +249,8 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no train/"),
         (cifar10, ["--net=80sec", "--out=."], "--out=.: give the path of files"),
         (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
+        (figure1, ["--config.log_every_steps=9"], "the training error is that of every step"),
+        (cifar10, ["--net=80sec", "--report"], "holds none of these runs, such as 80sec-seed0"),
         (figure1, ["--rates", "0"], "config.learning_rate=0.0"),
         (ablations, ["--config=configs/none.py"], "configs/none.py is no file"),
         (ablations, ["--only=no_luck"], "--only=no_luck is none; of this recipe there are full,"),
@@ -269,3 +271,13 @@ def test_bad_input_is_refused_before_anything_is_written(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not workdir.exists()
+
+
+def test_each_recipes_ablations_have_a_directory_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "alexnet"):
+        with pytest.raises(InputError, match=f"^--workdir=runs/ablations/{name} holds none"):
+            main(ablations, monkeypatch, f"--config={recipe(name)}", "--report")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match=f"^--workdir={tmp_path}/home/there holds none"):
+        main(ablations, monkeypatch, "--workdir=~/there", "--report")

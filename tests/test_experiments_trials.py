@@ -285,3 +285,24 @@ def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
         "net,5,6,2,0.5000,,,,",
         "net,5,7,2.3333,0.6000,,,,",
     ]
+
+
+def test_results_are_not_replaced_by_none(tmp_path):
+    out, files = tmp_path / "lr0.1", []
+    ended, begun = {"status": "finished", "seed": 1}, {"status": "unfinished", "seed": 2}
+
+    def write(runs):
+        with trial_records.replaced(out, runs) as scratch:
+            trial_records.write_json({"runs": runs}, scratch)
+            trial_records.extended(scratch, ".csv").write_text(f"{len(runs)} runs")
+
+    for of_new in ([begun], [begun], [ended], [ended, begun]):
+        write(of_new)
+        assert json.loads((tmp_path / "lr0.1.json").read_text())["runs"] == of_new
+        files = sorted((path.name, path.read_text()) for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"lr0\.1\.json holds results, and of the runs asked for"):
+        write([begun])
+    with pytest.raises(ZeroDivisionError), trial_records.replaced(out, [ended]) as scratch:
+        trial_records.write_json({"runs": [ended]}, scratch)
+        raise ZeroDivisionError
+    assert sorted((path.name, path.read_text()) for path in tmp_path.iterdir()) == files

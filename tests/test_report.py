@@ -174,8 +174,10 @@ def test_what_is_no_run_is_refused_before_anything_is_written(tmp_path, monkeypa
     assert str(error.value) == refused
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--out=.*file cannot be written \(File exists\)"):
+    with pytest.raises(InputError, match=r"/file cannot be written \(File exists\)"):
         report.report([run], tmp_path / "file")
+    with pytest.raises(InputError, match="/file is a file; give directories of runs"):
+        report.report([run, tmp_path / "file"], tmp_path / "out")
     monkeypatch.setattr(sys, "argv", ["report.py", f"--out={tmp_path}/out", str(run)])
     assert report.main() == 0
     assert capsys.readouterr().out == f"open {tmp_path}/out/index.html\n"

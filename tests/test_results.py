@@ -30,19 +30,19 @@ def test_a_line_holds_mean_and_deviation_of_the_finished_runs(tmp_path):
     line = results_table.line(results_table.Row("alexnet", "data", "file", "net", "26"), tmp_path)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[2] == f"27.00 ± {100 * statistics.stdev(errors):.2f}"
-    assert cells[3:8] == ["26", "24", "60 s", "a; b", "3"]
+    assert cells[3:8] == ["26", "24", "60 s", "a; b", "3 of 4"]
 
 
 def test_a_line_of_figure_1_holds_the_epochs_to_its_training_error(tmp_path):
     runs = [
         {"name": "tanh", "seed": seed, "status": status, "epochs_to_target": epochs, "epoch": 9.0,
-         "sessions": [{"device": "a"}]}
+         "seconds": 100.0 * (seed + 1), "sessions": [{"device": "a"}]}
         for seed, (status, epochs) in enumerate([("there", 7.0), ("there", 8.0), ("failed", None)])
     ]  # fmt: skip
     (tmp_path / "file.json").write_text(json.dumps({"runs": runs}))
     row = results_table.Row("figure1", "data", "file", "tanh", "36", results_table.EPOCHS)
     cells = [cell.strip() for cell in results_table.line(row, tmp_path).strip("|").split("|")]
-    assert cells[2:8] == ["25 in training", "36", "7.5 ± 0.7", "", "a", "2"]
+    assert cells[2:8] == ["25 in training", "36", "7.5 ± 0.7", "2 min", "a", "2 of 3"]
 
 
 def test_every_file_that_readmes_and_docs_name_is_there():

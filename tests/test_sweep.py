@@ -14,6 +14,7 @@ import time
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from alexnet_jax import config as config_lib
 from experiments import command_line, run_process, sweep, sweep_report, sweep_space, sweep_worker
@@ -280,6 +281,22 @@ def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
     assert swept(tmp_path / "sweep", *flags) == 2
     assert len(results(tmp_path / "sweep")["trials"]) == sweep_worker.FAILURES
     assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_trial_that_failed_and_was_ended_by_another_worker_has_not_failed(tmp_path):
+    """A worker may be killed after it has said why its trial failed, and before it ends it."""
+    said = {sweep_report.FAILURE: "exit code 2: error: no memory"}
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED]
+    values = [0.5, None, None]
+    trials = [
+        optuna.trial.create_trial(state=state, value=value, user_attrs=said)
+        for state, value in zip(states, values, strict=True)
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    found = sweep_report.rows(tmp_path, trials)
+    assert [row["state"] for row in found] == ["complete", "failed", "failed"]
+    assert sweep_report.best(found) == found[0]
 
 
 def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, tmp_path):

@@ -363,6 +363,8 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
     assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert result["step"] == result["best_step"] == 60
     assert result["epoch"] == pytest.approx(60 * 16 / 1438)
+    assert result["device"].startswith("8 x cpu, ")
+    assert result["versions"]["jax"] == jax.__version__
 
     evaluated = evaluate_checkpoint(tmp_path)
     assert evaluated.pop("skipped_records") == 0
