@@ -35,7 +35,7 @@ from experiments.curves import COLOURS
 
 RECIPE = ROOT / "configs/figure1.py"
 ACTIVATIONS = ("relu", "tanh")
-RATES = (0.001, 0.003, 0.0003, 0.01, 0.0001)  # from the likely ones outwards
+RATES = (0.003, 0.01, 0.001, 0.03, 0.0003)  # from the likely ones outwards
 TARGET = 0.25
 PAPER = {"relu": 6, "tanh": 36, "ratio": 6}  # epochs as read from the plot, ratio from its caption
 STYLES = {"relu": "-", "tanh": "--"}
