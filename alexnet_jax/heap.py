@@ -15,9 +15,9 @@ def keep() -> None:
     page faults again. What that costs is in docs/performance.md. Afterwards the process holds at
     least the most it has needed, until it ends.
 
-    All threads share one heap, for glibc maps every large block of another: a thread that is there
-    before may have one, which later threads then get. Does nothing where malloc is not glibc's, or
-    where the environment has settings for it already (MALLOC_..., GLIBC_TUNABLES).
+    All threads share one heap, for glibc maps every large block of any other: a thread that is
+    there before may have one, which later threads then get. Does nothing where malloc is not
+    glibc's, or where the environment has settings for it already (MALLOC_..., GLIBC_TUNABLES).
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return

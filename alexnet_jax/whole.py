@@ -14,7 +14,7 @@ from alexnet_jax.errors import InputError
 def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield an empty directory whose files move into `directory` when all has gone well.
 
-    `directory` is made where it is not there, and taken away again where nothing came into it. What
+    `directory` is made where it is not there, and removed again where nothing came into it. What
     is in the way of a file's name, or a disk that is full, raises InputError before any file of
     `directory` is touched.
     """

@@ -8,7 +8,7 @@ Data      cifar10, or name=folder with CIFAR-10's pictures in train/<class>/ and
 Hardware  a CPU will do.
 Cost      145,578 parameters, 12.4 M multiply-adds an image forward; 80 seconds on a GPU of 2011.
 Error     26 % published, after "a few epochs, then a tenth of the rate". Here, with our numbers of
-          epochs, 21.5 +- 0.4 % (three seeds); 23 to 26 % before the rate falls.
+          epochs, 21.5 ± 0.4 % (three seeds); 23 to 26 % before the rate falls.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -22,7 +23,10 @@ ANY_RECIPE = pathlib.Path(__file__).resolve().parents[1] / "configs/alexnet.py" 
 
 def path(text: str) -> pathlib.Path:
     """Return the path that `text` is; for --workdir=~/x no shell has put a directory for ~."""
-    return pathlib.Path(text).expanduser()
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:  # no such user, whose home ~user would be
+        return pathlib.Path(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +85,7 @@ def dataset(data: str | None) -> tuple[str, ...]:
     """Return the overrides by which a recipe reads `data`, a folder or a name; () for its own."""
     if data is None:
         return ()
-    folder = pathlib.Path(data).expanduser()
+    folder = path(data)
     if folder.is_dir():
         return ("--config.dataset.name=folder", f"--config.dataset.path={folder.resolve()}")
     if data.startswith(("/", ".", "~")):
@@ -170,6 +174,7 @@ def without_places(overrides: Iterable[str]) -> list[str]:
 def main(experiment: Callable[[], int]) -> NoReturn:
     """Leave with the exit code of `experiment`: 2, and one line, for bad input."""
     as_interrupts()
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs, other processes
     try:
         code = experiment()
     except (InputError, OSError) as error:

@@ -67,7 +67,11 @@ def _shown(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
 
 
 def _result(workdir: pathlib.Path) -> dict[str, Any]:
-    return json.loads((workdir / "result.json").read_text()) | {"seconds": 0}
+    return json.loads((workdir / "result.json").read_text()) | {
+        "seconds": 0,
+        "device": "",
+        "versions": {},
+    }
 
 
 def stress(

@@ -58,7 +58,7 @@ def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
     record = json.loads((results / f"{row.file}.json").read_text())
     if isinstance(record["runs"], dict):  # of curves.py
         run = record["runs"][row.name]
-        return [run["result"] | {"devices": {run["result"]["device"]}}]
+        return [run["result"] | {"devices": {run["result"].get("device", "not recorded")}}]
     return [
         run | {"devices": {session["device"] for session in run["sessions"]}}
         for run in record["runs"]
