@@ -67,11 +67,8 @@ def _shown(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
 
 
 def _result(workdir: pathlib.Path) -> dict[str, Any]:
-    return json.loads((workdir / "result.json").read_text()) | {
-        "seconds": 0,
-        "device": "",
-        "versions": {},
-    }
+    result = json.loads((workdir / "result.json").read_text())
+    return {name: v for name, v in result.items() if name not in ("seconds", "device", "versions")}
 
 
 def stress(

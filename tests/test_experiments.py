@@ -1,6 +1,8 @@
 """Experiments: differences that do what they are named for, what is reported, what is refused."""
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -281,3 +283,17 @@ def test_each_recipes_ablations_have_a_directory_of_their_own(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(InputError, match=f"^--workdir={tmp_path}/home/there holds none"):
         main(ablations, monkeypatch, "--workdir=~/there", "--report")
+
+
+def test_an_experiment_leaves_accelerators_to_its_runs():
+    """They are processes of their own, and what one process holds of a GPU another cannot get."""
+    code = "import jax, os; from experiments import command_line"
+    code += "; command_line.main(lambda: print(jax.config.jax_platforms, dict(os.environ)) or 0)"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", code]
+    said = subprocess.check_output(command, cwd=runs.ROOT, env=environment, text=True)
+    assert said.startswith("cpu {") and "JAX_PLATFORMS" not in said
+
+
+def test_a_user_that_is_none_is_part_of_a_path():
+    assert str(command_line.path("~nobody.of.this.name/x")) == "~nobody.of.this.name/x"
