@@ -43,11 +43,15 @@ class Row(NamedTuple):
 ROWS = (
     Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs"),
     Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct", "18pct", "18"),
+    Row("figure1", "CIFAR-10, ReLU", "figure1", "relu-lr0.003", "6 epochs", EPOCHS),
+    Row("figure1", "CIFAR-10, tanh", "figure1", "tanh-lr0.01", "36 epochs", EPOCHS),
     Row("figure1", "CIFAR-10, ReLU, He's weights", "figure1_he", "relu-lr0.01", "", EPOCHS),
     Row("figure1", "CIFAR-10, tanh, He's weights", "figure1_he", "tanh-lr0.03", "", EPOCHS),
     Row("alexnet_cifar10", "CIFAR-10, bounded: 4 epochs", "first_runs", "cifar10"),
     Row("alexnet", f"2,500 Imagenette pictures, with [overrides]({RESULTS}/README.md), bounded:"
         " 8 epochs", "first_runs", "imagenette-227px"),
+    Row("alexnet", f"the same pictures, other [overrides]({RESULTS}/README.md), bounded: 4 epochs",
+        "imagenette_ablations", "full"),
     Row("quickstart", "digits", "bfloat16_digits", "full"),
     Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
 )  # fmt: skip
