@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import geometry
 from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, unknown_field
+from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
 from alexnet_jax.geometry import layer_names
 
 
@@ -50,7 +50,7 @@ def validate(config: ConfigDict) -> None:
         )
     if (config.dataset.name == "folder") != bool(config.dataset.path):
         raise InputError(
-            f"config.dataset.path={config.dataset.path!r} with config.dataset.name="
+            f"config.dataset.path={shown(config.dataset.path)} with config.dataset.name="
             f"{config.dataset.name!r}: name='folder' needs --config.dataset.path=FOLDER (with"
             " train/ and val/), and nothing else takes one"
         )
@@ -68,13 +68,13 @@ def _validate_layers(model: ConfigDict) -> None:
         values = model[name]
         if len(values) != wanted:
             raise InputError(
-                f"config.model.{name}={values!r} is of length {len(values)}; the layers are"
+                f"config.model.{name}={shown(values)} is of length {len(values)}; the layers are"
                 f" {', '.join(layer_names(model)[:wanted])} (config.model.layers and hidden)"
             )
     for name in model.cross_layers:
         if name not in model.layers[1:]:
             raise InputError(
-                f"config.model.cross_layers={model.cross_layers!r}: it may name"
+                f"config.model.cross_layers={shown(model.cross_layers)}: it may name"
                 f" {', '.join(model.layers[1:]) or 'nothing, for there is one layer'}"
             )
     if model.init_stds and model.initializer != "normal":
@@ -145,7 +145,7 @@ def _validate_schedule(config: ConfigDict) -> None:
         for pattern in given:
             if not fnmatch.filter(names, pattern):
                 raise InputError(
-                    f"config.{field} names {pattern!r}, which no parameter matches; they are"
+                    f"config.{field} names {shown(pattern)}, which no parameter matches; they are"
                     f" {names[0]}, {names[1]}, ..., {names[-1]}"
                 )
     if config.milestones and config.schedule != "epochs":
@@ -208,7 +208,7 @@ def refuse_changes(
     """
     was, now = dict(flatten(old)), dict(flatten(new))
     fields = [n for n in FIELDS if n.startswith(only) and n not in CHANGEABLE]
-    changed = [f"{n}={was[n]!r} (now {now[n]!r})" for n in fields if was[n] != now[n]]
+    changed = [f"{n}={shown(was[n])} (now {shown(now[n])})" for n in fields if was[n] != now[n]]
     if changed:
         raise InputError(
             f"{workdir} holds a run with {', '.join(changed)}; take another --workdir"

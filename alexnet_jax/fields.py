@@ -232,13 +232,17 @@ ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_r
 def bad_value(name: str, value: Any) -> InputError:
     """Return the error for a field whose value is of a wrong type or out of range."""
     field = FIELDS[name]
-    try:
-        shown = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; a tuple that deep
-        shown = "(too long)"
-    shown = shown if len(shown) <= 200 else shown[:200] + " ..."
     hint = nearest(value, field.choices) if isinstance(value, str) else ""
-    return InputError(f"config.{name}={shown}: expected {field.expected}{hint}")
+    return InputError(f"config.{name}={shown(value)}: expected {field.expected}{hint}")
+
+
+def shown(value: Any) -> str:
+    """Return `value` as messages show it, however long it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a tuple that deep
+        return "(too long)"
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

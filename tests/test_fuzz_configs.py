@@ -145,6 +145,7 @@ _texts = st.one_of(
 @cases(120)
 @given(name=st.sampled_from(sorted(FIELDS)), text=_texts, spaced=st.booleans())
 @example("model.features", "(" * 50000, False)
+@example("model.cross_layers", "(" * 3000, False)
 def test_any_text_as_a_value_is_accepted_or_one_line(tmp_path_factory, name, text, spaced):
     workdir = tmp_path_factory.getbasetemp() / "never"
     override = [f"--config.{name}", text] if spaced else [f"--config.{name}={text}"]
