@@ -15,7 +15,7 @@ def named(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
     A path that is no run directory but holds some, as that of an experiment, stands for these; one
     that holds none stays, for who reads it to refuse. Raises InputError for a file.
     """
-    given = (path.expanduser().resolve() for path in paths)
+    given = (path.resolve() for path in paths)
     workdirs = list(dict.fromkeys(run for path in given for run in _runs(path)))
     return dict(zip(_names(workdirs), workdirs, strict=True))
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         arguments, fixed, swept = _parse(argv)
-        workdir = pathlib.Path(arguments.workdir).expanduser()
+        workdir = command_line.path(arguments.workdir)
         if arguments.report:
             print(_report_only(workdir, arguments.storage))
             return 0
