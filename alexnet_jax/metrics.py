@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from alexnet_jax import events
 from alexnet_jax.errors import NotFinite
-from alexnet_jax.parallel import one_value
+from alexnet_jax.parallel import to_host
 
 TRAIN_METRICS = (
     "loss",
@@ -101,7 +101,8 @@ class MetricsWriter:
         were skipped as damaged, their number so far is written too.
         """
         self.flush()
-        self._pending = step, metrics, skipped_records
+        wanted = {name: metrics[name] for name in TRAIN_METRICS}
+        self._pending = step, to_host(wanted), skipped_records
 
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
@@ -111,7 +112,7 @@ class MetricsWriter:
         if self._pending is None:
             return
         (step, metrics, skipped), self._pending = self._pending, None
-        values = {name: one_value(metrics[name]) for name in TRAIN_METRICS}
+        values = {name: value.item() for name, value in metrics.items()}
         rate = self._rate(step)
         _refuse_infinite(step, "training", values)
         if step % self._log_every_steps == 0 or step in (1, self._num_steps):

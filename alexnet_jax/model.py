@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
 from alexnet_jax.conv import conv_general_dilated
+from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.fields import STAGES
 from alexnet_jax.ops import (
     avg_pool,
@@ -53,7 +54,7 @@ class AlexNet(nn.Module):
 
     Parameters: `layers` and, their numbers going on, the fully connected ones (conv1 to conv5, fc6
     to fc8), each `kernel` (HWIO, or in x out) and `bias`. Layers named local1, ... are
-    flax.linen.ConvLocal: a kernel for each position.
+    locally connected: a kernel for each position (conv_local.py).
     """
 
     num_classes: int = 1000
@@ -144,7 +145,7 @@ class AlexNet(nn.Module):
             "name": name,
         }
         if name.startswith("local"):
-            return nn.ConvLocal(**arguments)(x)
+            return ConvLocal(**arguments)(x)
         reads_both = i == 0 or name in self.cross_layers or self.column_axis
         groups = 1 if reads_both else self.groups
         return nn.Conv(

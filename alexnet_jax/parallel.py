@@ -175,6 +175,17 @@ def one_value(array: jax.Array) -> float:
     return array.addressable_data(0).item()
 
 
+def to_host(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return one device's copy of each of `arrays`, which every device has, sent to the host.
+
+    `.item()` of them then waits for the devices to come so far, and for no copy after that.
+    """
+    copies = {name: array.addressable_data(0) for name, array in arrays.items()}
+    for copy in copies.values():
+        copy.copy_to_host_async()
+    return copies
+
+
 def example_ids(rows: int) -> jax.Array:
     """Return the positions in the global batch of the `rows` that this device holds."""
     return jax.lax.axis_index(DATA) * rows + jnp.arange(rows)

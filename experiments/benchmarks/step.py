@@ -12,20 +12,23 @@ lies in memory. It runs on the CPU, or on a GPU where each finds one; in float32
 * ours: alexnet_jax.AlexNet and alexnet_jax.optim.momentum_sgd, memory kept as run.py keeps it.
 * naive: the same parameters and formulas with nn.Conv, nn.max_pool, and a normalisation of
   lax.reduce_window and autodiff.
-* torch, torch_compile: torch.nn, channels_last, eager and compiled.
+* torch, torch_compile: torch.nn, channels_last, eager and compiled; on a GPU with cuDNN's search,
+  TF32 for float32 as JAX has it, and the fused SGD.
 * torch_compile_heap: compiled, and its memory kept in the same way, by glibc's variables.
+* torch_compile_graphs: compiled in the mode "reduce-overhead", which replays CUDA graphs.
 
-Each is a process of its own that takes a step when it is told to, so that all take turns, in an
-order that is drawn anew each round: what else the machine does falls on all of them. After --rounds
-all are started anew, --restarts times, for where a process's memory lies makes some percent of its
-speed. Before its turns each gives loss and gradients with dropout off, from the same parameters,
-which are compared.
+Each is a process of its own that takes --steps steps when it is told to, and waits for the last, so
+that all take turns, in an order that is drawn anew each round: what else the machine does falls on
+all of them. After --rounds all are started anew, --restarts times, for where a process's memory
+lies makes some percent of its speed. Before its turns each gives loss and gradients with dropout
+off, from the same parameters, which are compared.
 
 Writes OUT.json: of each batch size medians and quartiles in seconds, the ratios of the medians to
 ours, temporaries of the compiled step by the compiler's count, largest relative differences of
-gradients, and two numbers to judge them by: the operations of a step (multiplications and
-additions of all layers, forward and both gradients, without conv1's input gradient), and the rate
-of a large matrix product on this machine in the same run.
+gradients, and what to judge them by: the operations of a step (multiplications and additions of all
+layers, forward and both gradients, without conv1's input gradient), and the rate of a large matrix
+product on this machine in the same run; of a GPU the most memory that each has held, and the rates
+of a copy and of matrix products.
 """
 
 import argparse
@@ -42,7 +45,7 @@ import time
 from typing import Any
 
 import numpy as np
-from step_peers import PEERS, operations, serve
+from step_peers import PEERS, operations, rates, serve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What alexnet_jax.heap sets, as variables.
@@ -51,6 +54,8 @@ HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),
     "MALLOC_ARENA_MAX": "1",
 }
+# By default JAX takes three quarters of a GPU, and PyTorch's peers need some as well.
+SHARED_GPU = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".3"}
 
 
 def _product_rate(side: int = 4096) -> float:
@@ -85,7 +90,10 @@ def turns(
                 text=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | (HEAP if "heap" in name else {}),
+                env=SHARED_GPU
+                | os.environ
+                | {"PYTHONPATH": str(ROOT)}
+                | (HEAP if "heap" in name else {}),
             )
             counted[name] = json.loads(answer(peers[name]))  # one compiles at a time
             with np.load(saved) as file:
@@ -98,7 +106,7 @@ def turns(
                 stdin = peers[name].stdin
                 assert stdin is not None
                 print(steps, file=stdin, flush=True)
-                times[name] += json.loads(answer(peers[name]))
+                times[name].append(json.loads(answer(peers[name])))
         for process in peers.values():
             process.communicate()
     return times, counted, gradients
@@ -118,7 +126,8 @@ def compare(
     for name, of_peer in times.items():
         low, median, high = statistics.quantiles(of_peer, n=4)
         rows[name] = {
-            "seconds": [round(x, 4) for x in (low, median, high)],
+            "seconds": [float(f"{x:.4g}") for x in (low, median, high)],
+            "pictures_per_second": float(f"{size / median:.4g}"),
             "ratio_to_ours": round(median / ours, 3),
             "operations_per_second": operations() * size / median,
             "largest_difference": _largest_difference(gradients[name], gradients["ours"]),
@@ -151,24 +160,41 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--restarts", type=int, default=3, help="at least 1")
-    parser.add_argument("--steps", type=int, default=1, help="in one turn")
+    parser.add_argument("--steps", type=int, default=1, help="in one turn; on a GPU take 20")
+    parser.add_argument("--peers", choices=PEERS, nargs="+", help="of those that the device has")
     parser.add_argument("--out", help="path without suffix")
-    parser.add_argument("--serve", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=(*PEERS, "rates"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--gradients", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve == "rates":
+        print(json.dumps(rates()))
+        return
     if args.serve:
         serve(args.serve, args.batch, args.dtype, args.gradients)
         return
+    device = json.loads(
+        subprocess.run(
+            [sys.executable, __file__, "--serve=rates"],
+            check=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ).stdout
+    )
     pythons = {"ours": sys.executable, "naive": sys.executable}
     used = versions(sys.executable, "jax", "jaxlib", "flax", "optax")
     if args.torch_python:
-        pythons |= dict.fromkeys(PEERS[2:], args.torch_python)
+        last = "heap" if device["device"] == "cpu" else "graphs"
+        torch_peers = ("torch", "torch_compile", f"torch_compile_{last}")
+        pythons |= dict.fromkeys(torch_peers, args.torch_python)
         used |= versions(args.torch_python, "torch")
+    if args.peers:
+        pythons = {name: python for name, python in pythons.items() if name in args.peers}
     record: dict[str, Any] = {
         "command": command(args.torch_python),
         "date": time.strftime("%Y-%m-%d"),
         "dtype": args.dtype,
+        **device,
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "versions": used,

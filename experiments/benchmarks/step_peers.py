@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-PEERS = ("ours", "naive", "torch", "torch_compile", "torch_compile_heap")
+PEERS = (
+    "ours",
+    "naive",
+    "torch",
+    "torch_compile",
+    "torch_compile_heap",  # on a CPU
+    "torch_compile_graphs",  # on a GPU
+)
 SIDE, CLASSES = 227, 1000
 FEATURES, KERNELS, STRIDES = (96, 256, 384, 384, 256), (11, 5, 3, 3, 3), (4, 1, 1, 1, 1)
 PADDING, HIDDEN = (0, 2, 1, 1, 1), (4096, 4096)
@@ -63,8 +70,11 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, CLASSES, size)
 
 
-def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
-    """Return a step, loss and gradients without dropout, and what the compiler counts."""
+def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, Any], Callable]:
+    """Return steps, loss and gradients without dropout, and what memory the steps have taken.
+
+    Steps are as many as asked for, one after the other, and waited for at the end.
+    """
     from alexnet_jax import heap
 
     if not naive:
@@ -113,13 +123,19 @@ def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, An
     counted: Any = compiled.memory_analysis()
     held = [state]
 
-    def take() -> float:
+    def take(steps: int) -> float:
         begun = time.perf_counter()
-        held[0], value = compiled(held[0], images, labels)
+        for _ in range(steps):
+            held[0], value = compiled(held[0], images, labels)
         float(value)
-        return time.perf_counter() - begun
+        return (time.perf_counter() - begun) / steps
 
-    return take, checked, {"temporaries_mb": counted.temp_size_in_bytes / 1e6}
+    def memory() -> dict[str, float]:
+        of_device = jax.devices()[0].memory_stats()  # of a CPU there are none
+        most = {"most_memory_mb": of_device["peak_bytes_in_use"] / 1e6} if of_device else {}
+        return {"temporaries_mb": counted.temp_size_in_bytes / 1e6} | most
+
+    return take, checked, memory
 
 
 def _naive_network() -> Any:
@@ -157,15 +173,14 @@ def _naive_network() -> Any:
     return Naive
 
 
-def torch_peer(
-    compiled: bool, size: int, dtype: str
-) -> tuple[Callable, dict[str, Any], dict[str, Any]]:
-    """Return the same of PyTorch."""
+def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, Any], Callable]:
+    """Return the same of PyTorch, as the name of the `peer` says."""
     import torch
     from torch import nn
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # on a GPU TF32, which is what JAX takes there
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layers: list[Any] = []
     channels = 3
@@ -209,19 +224,27 @@ def torch_peer(
         checked[f"{name}.bias"] = layer.bias.grad.cpu().numpy().copy()
 
     network.train()
-    optimizer = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
-    forward = torch.compile(forward_and_loss) if compiled else forward_and_loss
+    optimizer = torch.optim.SGD(
+        network.parameters(), RATE, MOMENTUM, weight_decay=DECAY, fused=device == "cuda"
+    )
+    mode = "reduce-overhead" if "graphs" in peer else None
+    forward = torch.compile(forward_and_loss, mode=mode) if "compile" in peer else forward_and_loss
 
-    def take() -> float:
+    def take(steps: int) -> float:
         begun = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        value = forward(x, y)
-        value.backward()
-        optimizer.step()
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            value = forward(x, y)
+            value.backward()
+            optimizer.step()
         value.item()
-        return time.perf_counter() - begun
+        return (time.perf_counter() - begun) / steps
 
-    return take, checked, {}
+    def memory() -> dict[str, float]:
+        of_gpu = device == "cuda"
+        return {"most_memory_mb": torch.cuda.max_memory_allocated() / 1e6} if of_gpu else {}
+
+    return take, checked, memory
 
 
 def _to_torch(name: str, kernel: np.ndarray) -> np.ndarray:
@@ -243,13 +266,50 @@ def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(kernel)
 
 
+def rates() -> dict[str, Any]:
+    """Return the name of JAX's device, and what it can do where that is no CPU.
+
+    Operations a second of a large matrix product in bfloat16 and in float32 as JAX multiplies it by
+    default, and bytes a second, read and written, of a large copy: each the best of five times ten.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return {"device": device.device_kind}
+
+    def best(function: Callable, *arguments: Any) -> float:
+        compiled = jax.jit(function).lower(*arguments).compile()
+        times = []
+        for _ in range(6):  # the first warms up
+            begun = time.perf_counter()
+            for _ in range(10):
+                result = compiled(*arguments)
+            result.block_until_ready()
+            times.append((time.perf_counter() - begun) / 10)
+        return min(times[1:])
+
+    found: dict[str, Any] = {"device": device.device_kind}
+    side = 8192
+    for dtype in ("bfloat16", "float32"):
+        a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
+        seconds = best(jnp.matmul, a, b)
+        found[f"{dtype}_product_operations_per_second"] = 2.0 * side**3 / seconds
+    wide = jnp.zeros(2**30, jnp.int8).view(jnp.int32)
+    found["copied_bytes_per_second"] = 2.0 * wide.nbytes / best(lambda x: x + 1, wide)
+    return found
+
+
 def serve(peer: str, size: int, dtype: str, gradients: pathlib.Path) -> None:
     """Be a peer: check, then take as many steps as each line on stdin says."""
-    made = torch_peer("compile" in peer, size, dtype) if "torch" in peer else None
-    take, checked, counted = made or jax_peer(peer == "naive", size, dtype)
+    of_torch = "torch" in peer
+    take, checked, memory = (
+        torch_peer(peer, size, dtype) if of_torch else jax_peer(peer == "naive", size, dtype)
+    )
     np.savez(gradients, **checked)
-    for _ in range(2):  # compiles, and warms up
-        take()
-    print(json.dumps(counted), flush=True)
+    for _ in range(3):  # compiles, records graphs, and warms up
+        take(1)
+    print(json.dumps(memory()), flush=True)
     for line in sys.stdin:
-        print(json.dumps([take() for _ in range(int(line))]), flush=True)
+        print(json.dumps(take(int(line))), flush=True)
