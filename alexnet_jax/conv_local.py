@@ -45,5 +45,6 @@ class ConvLocal(nn.Module):
             x[:, i : i + last[0] : self.strides, j : j + last[1] : self.strides]
             for i, j in product(*map(range, self.kernel_size))
         ]
-        patches = jnp.stack(windows, axis=-1).reshape(-1, rows, columns, inputs)
-        return jnp.einsum("nrci,rcio->nrco", patches, kernel) + bias
+        patches = jnp.concatenate(windows, axis=-1)  # the channel fastest
+        kernel = kernel.reshape(rows, columns, x.shape[3], len(windows), -1).swapaxes(2, 3)
+        return jnp.einsum("nrci,rcio->nrco", patches, kernel.reshape(shape)) + bias

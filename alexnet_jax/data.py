@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from grain.experimental import index_shuffle
 
 from alexnet_jax.decoding import Batch, decoded
 from alexnet_jax.errors import InputError
@@ -173,10 +172,15 @@ def train_batches(
       InputError: B is not a multiple of P, or while iterating: a record cannot be read.
     """
     rows = _local(batch_size, process_count)
-    order = _order(seed, dataset.num_train)
+    number, of_epoch = dataset.num_train, _permutations(seed, dataset.num_train)
     starts = itertools.count(start_step * batch_size + process_index * rows, batch_size)
     records = dataset.records["train"]
-    batches = decoded(records, dataset.image_size, order, starts, rows, num_threads)
+
+    def index(position: int) -> int:
+        epoch, place = divmod(position, number)
+        return int(of_epoch(epoch)[place])
+
+    batches = decoded(records, dataset.image_size, index, starts, rows, num_threads)
     return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -191,9 +195,13 @@ def train_records(
 ) -> Iterator[Batch]:
     """As `train_batches`, but nothing is read: 'record', int32 (B/P,), are places in the split."""
     rows = _local(batch_size, process_count)
-    order = _order(seed, dataset.num_train)
+    number, of_epoch = dataset.num_train, _permutations(seed, dataset.num_train)
     for start in itertools.count(start_step * batch_size + process_index * rows, batch_size):
-        yield {"record": np.array([order(start + row) for row in range(rows)], np.int32)}
+        parts = []
+        while rows > (taken := sum(map(len, parts))):  # the rest of an epoch, or of the batch
+            epoch, place = divmod(start + taken, number)
+            parts.append(of_epoch(epoch)[place : place + rows - taken])
+        yield {"record": np.concatenate(parts).astype(np.int32)}
 
 
 def eval_batches(
@@ -233,23 +241,19 @@ def blank_batch(dataset: Dataset, batch_size: int, *, by_record: bool = False) -
     return {"image": np.zeros(shape, np.uint8), "label": np.zeros(batch_size, np.int32)}
 
 
-def _order(seed: int, number: int) -> Callable[[int], int]:
-    """The record at each position of the endless stream of epochs, each another permutation.
+def _permutations(seed: int, number: int) -> Callable[[int], np.ndarray]:
+    """The order of the records in each epoch, (number,) int64.
 
-    Grain's index_shuffle is a permutation that is computed index by index, so that no position
-    needs what comes before it.
+    RandomState, for NumPy keeps its streams for ever, as it does not those of a Generator.
     """
 
-    @functools.lru_cache(maxsize=4)  # a batch meets two epochs, or more of a tiny data set
-    def key(epoch: int) -> int:
+    @functools.lru_cache(maxsize=2)  # a batch meets two epochs, or more of a tiny data set
+    def of_epoch(epoch: int) -> np.ndarray:
         # A hash of both: with a sum, seed s in epoch e would have the order of seed s + 1 in e - 1.
-        return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        bits = np.random.MT19937(np.random.SeedSequence((seed, epoch)))
+        return np.random.RandomState(bits).permutation(number)
 
-    def index(position: int) -> int:
-        epoch, place = divmod(position, number)
-        return index_shuffle(place, max_index=number - 1, seed=key(epoch), rounds=4)
-
-    return index
+    return of_epoch
 
 
 def _local(batch_size: int, process_count: int) -> int:

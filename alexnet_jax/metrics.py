@@ -25,6 +25,7 @@ TRAIN_METRICS = (
     "gradient_norm",
     "parameter_norm",
 )
+CHECKED = ("loss", "gradient_norm", "parameter_norm")  # that they are finite, after every step
 WINDOW = 100  # steps over which images per second are averaged
 SHOWN = 10  # seconds after which TensorBoard sees what was written
 
@@ -101,8 +102,8 @@ class MetricsWriter:
         were skipped as damaged, their number so far is written too.
         """
         self.flush()
-        wanted = {name: metrics[name] for name in TRAIN_METRICS}
-        self._pending = step, to_host(wanted), skipped_records
+        names = TRAIN_METRICS if self._logged(step) else CHECKED
+        self._pending = step, to_host({name: metrics[name] for name in names}), skipped_records
 
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
@@ -115,7 +116,7 @@ class MetricsWriter:
         values = {name: value.item() for name, value in metrics.items()}
         rate = self._rate(step)
         _refuse_infinite(step, "training", values)
-        if step % self._log_every_steps == 0 or step in (1, self._num_steps):
+        if self._logged(step):
             counts = {"skipped_records": skipped} if skipped else {}
             self._write(step, "train", values | {"images_per_second": rate} | counts)
             self._progress.show(
@@ -123,6 +124,9 @@ class MetricsWriter:
                 f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"
                 f" {rate:.0f} images/s",
             )
+
+    def _logged(self, step: int) -> bool:
+        return step % self._log_every_steps == 0 or step in (1, self._num_steps)
 
     def sync(self) -> None:
         """Write what is held back and wait until all that was written is on the disk."""

@@ -75,7 +75,7 @@ def _lrn_fwd(x, k, n, alpha, beta, axes):
 
 def _lrn_bwd(k, n, alpha, beta, axes, x, g):
     """dx_i = g_i d_i^-beta - 2 alpha beta x_i sum_{j : i in window(j)} g_j y_j / d_j."""
-    wide = _at_least_float32(x)
+    wide = _at_least_float32(_again(x))
     d, scale = _lrn_denominator(wide, k, n, alpha, beta, axes)
     direct = _at_least_float32(g) * scale
     # i lies in the windows of i - (n-1)//2 to i + n//2: mirrored, if n is even.
@@ -89,8 +89,24 @@ _lrn.defvjp(_lrn_fwd, _lrn_bwd)
 def _lrn_denominator(x, k, n, alpha, beta, axes):
     """Return d and d^-beta."""
     d = k + alpha * _window_sum(x * x, axes, before=n // 2, after=(n - 1) // 2)
+
     # Not d**-beta: on a CPU XLA's general power takes as long as all the rest of the forward pass.
-    return d, jnp.exp(-beta * jnp.log(d))
+    def power(d):
+        return jnp.exp(-beta * jnp.log(d))
+
+    def by_roots(d):
+        root = lax.rsqrt(d)
+        return root * lax.sqrt(root)
+
+    return d, lax.platform_dependent(d, cpu=power, default=by_roots if beta == 0.75 else power)
+
+
+def _again(x):
+    """Return x, so that what follows from it is computed again, on anything but a CPU.
+
+    There the memory that keeping d from the forward pass takes, in float32, costs more.
+    """
+    return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
 def _window_sum(v, axes, *, before, after):

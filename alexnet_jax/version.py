@@ -11,7 +11,7 @@ import jax
 from alexnet_jax.workers import cores
 
 VERSION = "0.1.0"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @functools.cache  # of the code that runs, whatever is committed meanwhile

@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     config.weight_decays = (("conv*", 0.0), ("*/bias", 0.0))
     config.num_epochs = 520
     config.milestones = ((501, "*", 0.1), (511, "*", 0.1))
+    config.eval_every_epochs = 10
+    config.log_every_steps = 10
+    config.checkpoint_every_steps = 4000
+    config.dataset.cache = "device"  # 154 MB
 
     config.model.layers = ("conv1", "conv2", "local3", "local4")
     config.model.features = (64, 64, 32, 32)

@@ -110,7 +110,7 @@ def test_every_epoch_holds_every_example_exactly_once(dataset):
 
 
 def test_orders_of_all_seeds_and_epochs_differ(dataset):
-    """Also seed s + 1 from the next epoch of seed s, which a plain Grain shuffle confuses."""
+    """Also seed s + 1 from the next epoch of seed s, which a sum of the two would confuse."""
     orders = set()
     for seed in range(4):
         order = stream(dataset, seed, 3 * TRAIN)

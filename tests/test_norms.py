@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from alexnet_jax.ops import (
     local_response_norm,
@@ -48,6 +49,12 @@ class TestLocalResponseNorm:
     @pytest.mark.parametrize("constants", [LRN, OTHER_LRN])
     def test_narrow_types_lose_one_rounding_only(self, dtype, constants):
         self.check((4, 5, 32), dtype, ROUNDING[dtype], ROUNDING[dtype], **constants)
+
+    @pytest.mark.parametrize("constants", [LRN, OTHER_LRN])
+    def test_what_is_computed_on_other_devices_agrees_too(self, constants, monkeypatch):
+        monkeypatch.setattr(lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+        self.check((3, 37), "float32", 1e-6, 1e-5, **constants)  # a shape of no other test
+        self.check((3, 38), "bfloat16", ROUNDING["bfloat16"], ROUNDING["bfloat16"], **constants)
 
     def test_float64_stays_float64(self):
         with jax.enable_x64(True):

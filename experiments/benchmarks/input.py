@@ -153,9 +153,7 @@ def versions(options: argparse.Namespace) -> dict[str, str]:
     """Return the versions of what was measured."""
     from importlib import metadata
 
-    found = {
-        n: metadata.version(n) for n in ("jax", "grain", "array_record", "simplejpeg", "pillow")
-    }
+    found = {n: metadata.version(n) for n in ("jax", "array_record", "simplejpeg", "pillow")}
     for python, name in ((options.torch_python, "torch"), (options.tf_python, "tensorflow")):
         if python:
             code = f"from importlib import metadata as m; print(m.version('{name}'))"

@@ -90,10 +90,7 @@ def turns(
                 text=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=SHARED_GPU
-                | os.environ
-                | {"PYTHONPATH": str(ROOT)}
-                | (HEAP if "heap" in name else {}),
+                env=SHARED_GPU | environment() | (HEAP if "heap" in name else {}),
             )
             counted[name] = json.loads(answer(peers[name]))  # one compiles at a time
             with np.load(saved) as file:
@@ -134,6 +131,12 @@ def compare(
             **counted[name],
         }
     return rows
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a peer, which finds alexnet_jax as well."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def answer(process: subprocess.Popen) -> str:
@@ -178,7 +181,7 @@ def main() -> None:
             [sys.executable, __file__, "--serve=rates"],
             check=True,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=environment(),
         ).stdout
     )
     pythons = {"ours": sys.executable, "naive": sys.executable}

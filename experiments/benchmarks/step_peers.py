@@ -112,7 +112,9 @@ def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, An
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state, number + 1), value
 
-    function = jax.jit(jax.value_and_grad(loss), static_argnums=4)
+    # Without the search for the fastest convolutions on a GPU, which takes a minute.
+    options: Any = {"xla_gpu_autotune_level": 0}
+    function = jax.jit(jax.value_and_grad(loss), static_argnums=4, compiler_options=options)
     value, gradient = function(params, images, labels, jax.random.key(0), 0.0)
     checked = {"loss": np.asarray(value)}
     for name in named:
