@@ -197,11 +197,14 @@ def train_records(
     rows = _local(batch_size, process_count)
     number, of_epoch = dataset.num_train, _permutations(seed, dataset.num_train)
     for start in itertools.count(start_step * batch_size + process_index * rows, batch_size):
-        parts = []
-        while rows > (taken := sum(map(len, parts))):  # the rest of an epoch, or of the batch
+        record = np.zeros(rows, np.int32)
+        taken = 0
+        while taken < rows:  # what is left of an epoch, or of the batch
             epoch, place = divmod(start + taken, number)
-            parts.append(of_epoch(epoch)[place : place + rows - taken])
-        yield {"record": np.concatenate(parts).astype(np.int32)}
+            part = of_epoch(epoch)[place : place + rows - taken]
+            record[taken : taken + len(part)] = part
+            taken += len(part)
+        yield {"record": record}
 
 
 def eval_batches(

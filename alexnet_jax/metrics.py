@@ -180,8 +180,10 @@ class _Progress:
     """A bar on a terminal; elsewhere, as in the log of a batch job, a line every ten seconds."""
 
     def __init__(self, start_step: int, num_steps: int) -> None:
-        self._steps = start_step, num_steps
-        self._began = self._printed = time.perf_counter()
+        self._total = num_steps
+        self._printed = time.perf_counter()
+        # The first step that is shown, and when: what came before, as compiling, is no measure.
+        self._first: tuple[int, float] | None = None
         self._bar = tqdm(
             total=num_steps,
             initial=start_step,
@@ -194,14 +196,17 @@ class _Progress:
     def show(self, step: int, text: str) -> None:
         """Show that `step` is done."""
         now = time.perf_counter()
+        first, began = self._first = self._first or (step, now)
         if not self._bar.disable:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
         elif now - self._printed >= 10:
             self._printed = now
-            first, total = self._steps
-            left = tqdm.format_interval((now - self._began) * (total - step) / (step - first))
-            self.say(f"step {step}/{total}, {text}, {left} to go")
+            left = ""
+            if step > first:
+                seconds = (now - began) * (self._total - step) / (step - first)
+                left = f", {tqdm.format_interval(seconds)} to go"
+            self.say(f"step {step}/{self._total}, {text}{left}")
 
     def say(self, line: str) -> None:
         """Print `line` on stderr without breaking the bar."""

@@ -170,11 +170,6 @@ def devices() -> str:
     return f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
 
 
-def one_value(array: jax.Array) -> float:
-    """Return the number of which every device holds a copy."""
-    return array.addressable_data(0).item()
-
-
 def to_host(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Return one device's copy of each of `arrays`, which every device has, sent to the host.
 

@@ -9,11 +9,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol, Self, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds in which another signal is the same request: timeout(1) sends its own to the process and
+# to the process group, and batch systems to the job and each of its steps.
+SAME = 0.5
 _LEFT_ALONE = "left alone by a stop"  # name of threads
 T = TypeVar("T")
 
@@ -32,10 +36,10 @@ class Stop(Protocol):
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM sets `requested` instead of ending the process.
 
-    The loop finishes its step, saves and leaves. A second one ends the process at once, with the
-    exit code of a process that the signal has killed; checkpoints get their names when they are
-    whole, so that one in the making is not taken for one. Outside the main thread, where Python
-    does not give signals away, `requested` stays as it is.
+    The loop finishes its step, saves and leaves. A second one, SAME seconds later at least, ends
+    the process at once, with the exit code of a process that the signal has killed; checkpoints get
+    their names when they are whole, so that one in the making is not taken for one. Outside the
+    main thread, where Python does not give signals away, `requested` stays as it is.
 
     Attributes:
       requested: whether a signal has come.
@@ -56,10 +60,13 @@ class StopRequest:
         return self
 
     def _watch(self, reads: int) -> None:
+        first = 0.0
         while number := os.read(reads, 1):
             if number[0] not in SIGNALS:
                 continue
-            if self.requested:
+            if not self.requested:
+                first = time.monotonic()
+            elif time.monotonic() - first > SAME:
                 os.write(2, b"stopped at once; the same command goes on from the last save\n")
                 os._exit(128 + number[0])
             self.requested = True

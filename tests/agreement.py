@@ -41,3 +41,8 @@ def agree_each(got, want, *, rtol):
     allowed = np.abs(want) + np.abs(want).max() / 100 + np.finfo(float).tiny
     worst = np.max(np.abs(got - want) / allowed, where=np.isfinite(want), initial=0.0)
     note("", worst, f"{worst:8.1e} of {rtol:.0e}")
+
+
+def one_value(array: jax.Array) -> float:
+    """Return the number of which every device holds a copy."""
+    return array.addressable_data(0).item()

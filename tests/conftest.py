@@ -3,9 +3,9 @@
 import os
 import tempfile
 
-from tests import agreement, outcomes, runs
+from tests import runs
 
-os.environ |= runs.cpu_devices(8)
+os.environ |= runs.cpu_devices(8)  # before JAX is imported, which reads them then
 # Half the time of the tests is compiling, much of it the same programs in another process.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the variable
     _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
@@ -17,6 +17,7 @@ import pytest
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
+from tests import agreement, outcomes
 from tests.prepared import make_folder
 
 

@@ -12,7 +12,7 @@ from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet
 from tests import runs
-from tests.agreement import agree, note
+from tests.agreement import agree, note, one_value
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def _after_a_step(config, digits, monkeypatch, devices, accumulate_steps):
     step = functools.partial(train_step, model=model, config=config, num_train=1438)
     spread = layout.spread(step, updates_state=True)
     state, metrics = spread(layout.place(initial_state(config, digits)), layout.shard(batch))
-    values = {name: parallel.one_value(value) for name, value in metrics.items()}
+    values = {name: one_value(value) for name, value in metrics.items()}
     return layout.fetch(state).opt_state.trace, values
 
 

@@ -21,7 +21,7 @@ from alexnet_jax.state import create_state, initial_state, step_key
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_2012_code
 from tests import runs
-from tests.agreement import agree
+from tests.agreement import agree, one_value
 
 
 def _step_of_one_device(config, num_train=1438):
@@ -64,7 +64,7 @@ def test_each_step_crops_and_drops_otherwise(config, digits):
     losses = []
     for number in (0, 1, 1):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
-        losses.append(parallel.one_value(step(layout.place(of_number), batch)[1]["loss"]))
+        losses.append(one_value(step(layout.place(of_number), batch)[1]["loss"]))
     assert losses[0] != losses[1] == losses[2]
 
 
@@ -154,7 +154,7 @@ def test_the_softmax_outputs_of_the_crops_are_averaged(
     logits = [apply({"params": state.params}, v.astype(np.float32)) for v in views]
     mean = np.mean([np.asarray(jax.nn.softmax(of_view), np.float64) for of_view in logits], 0)
     losses = -np.log(mean[np.arange(16), batch["label"]])
-    agree(parallel.one_value(found["loss"]), losses.sum(), rtol=1e-5)
+    agree(one_value(found["loss"]), losses.sum(), rtol=1e-5)
     assert found["top1_error"][0] == (mean.argmax(1) != batch["label"]).sum()
 
 
@@ -210,7 +210,7 @@ def test_the_step_augments_as_the_config_says(config, digits):
     logits = model_lib.from_config(config).apply({"params": state.params}, images)
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     loss = -log_p[np.arange(16), batch["label"]].mean()
-    agree(parallel.one_value(metrics["loss"]), loss, rtol=1e-5, what="loss")
+    agree(one_value(metrics["loss"]), loss, rtol=1e-5, what="loss")
 
 
 def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
@@ -221,7 +221,7 @@ def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
     _, metrics = layout.spread(_step_of_one_device(config))(
         layout.place(initial_state(config, digits)), batch
     )
-    assert parallel.one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
+    assert one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
 
 
 def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits):
@@ -244,9 +244,9 @@ def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, placed.params)
         assert moved["conv1"] == dict.fromkeys(("kernel", "bias"), epoch == 1)
         assert moved["fc8"]["kernel"]
-        rate = parallel.one_value(metrics["learning_rate"])
+        rate = one_value(metrics["learning_rate"])
         assert rate == pytest.approx(0.01 * (1.0 if epoch == 1 else 0.1))
-        same = parallel.one_value(metrics["loss"]) == parallel.one_value(plain_metrics["loss"])
+        same = one_value(metrics["loss"]) == one_value(plain_metrics["loss"])
         assert same == (epoch == 2)
 
 
