@@ -171,16 +171,18 @@ def train_batches(
     Raises:
       InputError: B is not a multiple of P, or while iterating: a record cannot be read.
     """
+    taken = train_records(
+        dataset,
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    places = (batch["record"] for batch in taken)
     rows = _local(batch_size, process_count)
-    number, of_epoch = dataset.num_train, _permutations(seed, dataset.num_train)
-    starts = itertools.count(start_step * batch_size + process_index * rows, batch_size)
     records = dataset.records["train"]
-
-    def index(position: int) -> int:
-        epoch, place = divmod(position, number)
-        return int(of_epoch(epoch)[place])
-
-    batches = decoded(records, dataset.image_size, index, starts, rows, num_threads)
+    batches = decoded(records, dataset.image_size, places, rows, num_threads)
     return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -229,11 +231,9 @@ def eval_batches(
     number = len(records)
     first = process_index * rows
     starts = range(first, first + -(-number // batch_size) * batch_size, batch_size)
-
-    def index(position: int) -> int | None:
-        return position if position < number else None
-
-    return decoded(records, dataset.image_size, index, starts, rows, num_threads)
+    positions = (np.arange(start, start + rows) for start in starts)
+    places = (np.where(of_batch < number, of_batch, -1) for of_batch in positions)
+    return decoded(records, dataset.image_size, places, rows, num_threads)
 
 
 def blank_batch(dataset: Dataset, batch_size: int, *, by_record: bool = False) -> Batch:

@@ -7,7 +7,7 @@ caller holds, whatever the size of the data set.
 
 import collections
 import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -23,12 +23,11 @@ AHEAD = 2  # batches that are decoded while the caller is at work
 def decoded(
     records: Records,
     size: int,
-    index: Callable[[int], int | None],
-    starts: Iterable[int],
+    places: Iterable[np.ndarray],
     rows: int,
     num_threads: int | None,
 ) -> Iterator[Batch]:
-    """Batches with a mask; row r of that with start s is record index(s + r), filling for None."""
+    """Batches with a mask: for each (rows,) of `places` the records there, filling for -1."""
     memory = RecycledArrays((rows, size, size, 3), keep=AHEAD + 2)
     threads = num_threads or cores()
     pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
@@ -36,7 +35,7 @@ def decoded(
     # and who is done early goes on with the next batch.
     share = -(-rows // threads)
 
-    def begin(start: int) -> tuple[Batch, list[concurrent.futures.Future]]:
+    def begin(of_batch: np.ndarray) -> tuple[Batch, list[concurrent.futures.Future]]:
         batch = {
             "image": memory.array(),
             "label": np.zeros(rows, np.int32),
@@ -45,7 +44,7 @@ def decoded(
         tasks = []
         for first in range(0, rows, share):
             part = {name: array[first : first + share] for name, array in batch.items()}
-            tasks.append(pool.submit(_decode, records, index, start + first, part))
+            tasks.append(pool.submit(_decode, records, of_batch[first : first + share], part))
         return batch, tasks
 
     def end(batch: Batch, tasks: list[concurrent.futures.Future]) -> Batch:
@@ -56,8 +55,8 @@ def decoded(
     under_way: collections.deque[tuple[Batch, list[concurrent.futures.Future]]]
     under_way = collections.deque()
     try:
-        for start in starts:
-            under_way.append(begin(start))
+        for of_batch in places:
+            under_way.append(begin(of_batch))
             if len(under_way) > AHEAD:
                 yield end(*under_way.popleft())
         while under_way:
@@ -66,12 +65,11 @@ def decoded(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(records: Records, index: Callable[[int], int | None], start: int, part: Batch) -> None:
-    """Fills some rows of a batch, the first of which has position `start`. Runs in a thread."""
-    for row, image in enumerate(part["image"]):
-        record = index(start + row)
-        if record is None:
+def _decode(records: Records, places: np.ndarray, part: Batch) -> None:
+    """Fills some rows of a batch, those of `places`. Runs in a thread."""
+    for row, (place, image) in enumerate(zip(places.tolist(), part["image"], strict=True)):
+        if place < 0:
             image[:] = 0
         else:
-            part["label"][row] = records.read(record, image)
+            part["label"][row] = records.read(place, image)
             part["mask"][row] = True

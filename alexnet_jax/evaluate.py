@@ -1,6 +1,7 @@
 """Errors over the whole validation set: every example once, whatever the batch and device count."""
 
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -124,27 +125,25 @@ def evaluate(
         process_count=jax.process_count(),
     )
 
-    def judged(batch: data.Batch, before: dict[str, jax.Array]) -> tuple[Any, dict[str, float]]:
+    def judged(
+        batch: data.Batch | None, before: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], dict[str, float]]:
         """Send `batch` to the devices; return its sums on their way, and those of the one before.
 
         So the host waits for a batch only after the devices have the next one.
         """
-        under_way = parallel.to_host(step(state, layout.shard(batch)))
-        return under_way, {name: value.item() for name, value in before.items()}
-
-    def add(of_batch: dict[str, float]) -> None:
-        for name, value in of_batch.items():
-            sums[name] = sums.get(name, 0.0) + value
+        sent = {} if batch is None else parallel.to_host(step(state, layout.shard(batch)))
+        return sent, {name: value.item() for name, value in before.items()}
 
     under_way: dict[str, jax.Array] = {}
-    for batch in batches:
+    for batch in itertools.chain(batches, [None]):
         # The first one compiles, which a stop need not wait for.
         found = stop.unless_requested(functools.partial(judged, batch, under_way))
         if found is None:
             return None
         under_way, of_last = found
-        add(of_last)
-    add({name: value.item() for name, value in under_way.items()})
+        for name, value in of_last.items():
+            sums[name] = sums.get(name, 0.0) + value
     count = sums.pop("count")
     assert count == dataset.num_val, f"evaluated {count} of {dataset.num_val} examples"
     rate = count / (time.perf_counter() - start)

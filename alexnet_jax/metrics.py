@@ -108,7 +108,7 @@ class MetricsWriter:
     def flush(self) -> None:
         """Write the metrics that `train` holds back.
 
-        Raises NotFinite where the loss or the gradient is not finite any more.
+        Raises NotFinite where loss, gradient or parameters are not finite any more.
         """
         if self._pending is None:
             return

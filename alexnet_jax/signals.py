@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, the second ends the process at once.
+"""SIGINT and SIGTERM: the first asks a run to save and stop, another one ends it at once.
 
 A thread of its own reads them as they arrive, for Python's handlers wait until the main thread is
 back from whatever it is at: a compilation takes a minute.
@@ -15,8 +15,8 @@ from types import FrameType
 from typing import NoReturn, Protocol, Self, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds in which another signal is the same request: timeout(1) sends its own to the process and
-# to the process group, and batch systems to the job and each of its steps.
+# Seconds in which the same signal once more is the same request: timeout(1) sends its own to the
+# process and to the process group, and batch systems to the job and each of its steps.
 SAME = 0.5
 _LEFT_ALONE = "left alone by a stop"  # name of threads
 T = TypeVar("T")
@@ -36,10 +36,10 @@ class Stop(Protocol):
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM sets `requested` instead of ending the process.
 
-    The loop finishes its step, saves and leaves. A second one, SAME seconds later at least, ends
-    the process at once, with the exit code of a process that the signal has killed; checkpoints get
-    their names when they are whole, so that one in the making is not taken for one. Outside the
-    main thread, where Python does not give signals away, `requested` stays as it is.
+    The loop finishes its step, saves and leaves. The other signal, or the same after SAME seconds,
+    ends the process at once, with the exit code of a process that the signal has killed;
+    checkpoints get their names when they are whole, so that one in the making is not taken for one.
+    Outside the main thread, where Python does not give signals away, `requested` stays as it is.
 
     Attributes:
       requested: whether a signal has come.
@@ -60,16 +60,17 @@ class StopRequest:
         return self
 
     def _watch(self, reads: int) -> None:
-        first = 0.0
+        first = 0, 0.0  # its number and time
         while number := os.read(reads, 1):
             if number[0] not in SIGNALS:
                 continue
+            now = time.monotonic()
             if not self.requested:
-                first = time.monotonic()
-            elif time.monotonic() - first > SAME:
+                first = number[0], now
+                self.requested = True
+            elif number[0] != first[0] or now - first[1] > SAME:
                 os.write(2, b"stopped at once; the same command goes on from the last save\n")
                 os._exit(128 + number[0])
-            self.requested = True
         os.close(reads)
 
     def unless_requested(self, function: Callable[[], T]) -> T | None:

@@ -63,13 +63,12 @@ def test_value_and_gradients_agree_with_the_reference(height, width, size, strid
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), GEOMETRIES)
-def test_parameters_are_those_of_flax(height, width, size, stride, padding):
-    x = jnp.ones((1, height, width, 3))
-    own, flax = (
-        _layer(size, stride, padding, cls).init(jax.random.key(0), x)
-        for cls in (ConvLocal, nn.ConvLocal)
-    )
-    assert jax.tree.all(jax.tree.map(np.array_equal, own, flax))
+def test_the_same_parameters_make_the_same_layer_as_in_flax(height, width, size, stride, padding):
+    x = jax.random.normal(jax.random.key(1), (2, height, width, 3))
+    own, flax = (_layer(size, stride, padding, cls) for cls in (ConvLocal, nn.ConvLocal))
+    variables, of_flax = (layer.init(jax.random.key(0), x) for layer in (own, flax))
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, of_flax))
+    agree(own.apply(variables, x), flax.apply(variables, x), rtol=1e-5)
 
 
 def test_computes_in_the_dtype_it_is_given():

@@ -56,6 +56,13 @@ class TestLocalResponseNorm:
         self.check((3, 37), "float32", 1e-6, 1e-5, **constants)  # a shape of no other test
         self.check((3, 38), "bfloat16", ROUNDING["bfloat16"], ROUNDING["bfloat16"], **constants)
 
+    @pytest.mark.parametrize(("platform", "again"), [("cpu", False), ("cuda", True)])
+    def test_elsewhere_than_on_a_cpu_the_denominator_is_computed_again(self, platform, again):
+        traced = jax.jit(jax.grad(lambda x: lrn()(x).sum())).trace(jnp.ones((3, 9)))
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("optimization_barrier" in program) == again
+        assert ("rsqrt" in program) == again
+
     def test_float64_stays_float64(self):
         with jax.enable_x64(True):
             self.check((3, 9), "float64", 1e-13, 1e-12, **OTHER_LRN)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in every phase of a run; the second one ends the process at once."""
+"""SIGINT and SIGTERM in every phase of a run; another one ends the process at once."""
 
 import os
 import pathlib
@@ -70,7 +70,7 @@ def test_the_second_signal_ends_the_process_whatever_it_is_at(number):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        time.sleep(0.1)
+        time.sleep(0.02)
         process.send_signal(number)  # the same request, as timeout(1) sends it to the group as well
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=1)

@@ -20,8 +20,8 @@ lies in memory. It runs on the CPU, or on a GPU where each finds one; in float32
 Each is a process of its own that takes --steps steps when it is told to, and waits for the last, so
 that all take turns, in an order that is drawn anew each round: what else the machine does falls on
 all of them. After --rounds all are started anew, --restarts times, for where a process's memory
-lies makes some percent of its speed. Before its turns each gives loss and gradients with dropout
-off, from the same parameters, which are compared.
+lies makes some percent of its speed. Before its turns each gives loss and gradients of 32 pictures
+with dropout off, from the same parameters, which are compared.
 
 Writes OUT.json: of each batch size medians and quartiles in seconds, the ratios of the medians to
 ours, temporaries of the compiled step by the compiler's count, largest relative differences of
@@ -90,7 +90,7 @@ def turns(
                 text=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=SHARED_GPU | environment() | (HEAP if "heap" in name else {}),
+                env=SHARED_GPU | environment(name) | (HEAP if "heap" in name else {}),
             )
             counted[name] = json.loads(answer(peers[name]))  # one compiles at a time
             with np.load(saved) as file:
@@ -133,10 +133,10 @@ def compare(
     return rows
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a peer, which finds alexnet_jax as well."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path}
+def environment(peer: str) -> dict[str, str]:
+    """Return the environment of a peer: one of JAX's finds alexnet_jax, too."""
+    theirs = None if "torch" in peer else os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), theirs)))}
 
 
 def answer(process: subprocess.Popen) -> str:
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--restarts", type=int, default=3, help="at least 1")
     parser.add_argument("--steps", type=int, default=1, help="in one turn; on a GPU take 20")
-    parser.add_argument("--peers", choices=PEERS, nargs="+", help="of those that the device has")
+    parser.add_argument("--peers", choices=PEERS[1:], nargs="+", help="beside ours; default: all")
     parser.add_argument("--out", help="path without suffix")
     parser.add_argument("--serve", choices=(*PEERS, "rates"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
@@ -181,7 +181,7 @@ def main() -> None:
             [sys.executable, __file__, "--serve=rates"],
             check=True,
             stdout=subprocess.PIPE,
-            env=environment(),
+            env=environment("rates"),
         ).stdout
     )
     pythons = {"ours": sys.executable, "naive": sys.executable}
@@ -192,7 +192,11 @@ def main() -> None:
         pythons |= dict.fromkeys(torch_peers, args.torch_python)
         used |= versions(args.torch_python, "torch")
     if args.peers:
-        pythons = {name: python for name, python in pythons.items() if name in args.peers}
+        for name in set(args.peers) - set(pythons):
+            parser.error(
+                f"--peers {name}: not without --torch_python, or not on {device['device']}"
+            )
+        pythons = {name: pythons[name] for name in ("ours", *args.peers)}
     record: dict[str, Any] = {
         "command": command(args.torch_python),
         "date": time.strftime("%Y-%m-%d"),

@@ -24,6 +24,7 @@ PADDING, HIDDEN = (0, 2, 1, 1, 1), (4096, 4096)
 NORMALISED, POOLED = (0, 1), (0, 1, 4)  # convolutions that are followed by LRN, by pooling
 K, N, ALPHA, BETA = 2.0, 5, 1e-4, 0.75
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+CHECKED = 32  # pictures on which gradients are compared: few, for the memory of steps is measured
 
 
 def operations() -> float:
@@ -115,7 +116,8 @@ def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, An
     # Without the search for the fastest convolutions on a GPU, which takes a minute.
     options: Any = {"xla_gpu_autotune_level": 0}
     function = jax.jit(jax.value_and_grad(loss), static_argnums=4, compiler_options=options)
-    value, gradient = function(params, images, labels, jax.random.key(0), 0.0)
+    few = images[:CHECKED], labels[:CHECKED]
+    value, gradient = function(params, *few, jax.random.key(0), 0.0)
     checked = {"loss": np.asarray(value)}
     for name in named:
         layer, part = name.split(".")
@@ -182,8 +184,9 @@ def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, An
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # on a GPU TF32, which is what JAX takes there
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which is what JAX takes there
     layers: list[Any] = []
     channels = 3
     for i, width in enumerate(FEATURES):
@@ -218,7 +221,7 @@ def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, An
             return criterion(network(x), y)
 
     network.eval()
-    value = forward_and_loss(x, y)
+    value = forward_and_loss(x[:CHECKED], y[:CHECKED])
     value.backward()
     checked = {"loss": value.detach().cpu().numpy()}
     for name, layer in zip(names, with_weights, strict=True):
