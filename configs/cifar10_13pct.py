@@ -7,7 +7,7 @@ Hardware  a GPU, for the number of epochs: 203,125 steps, at 755 a second on an 
           The training set lies in the device's memory.
 Cost      1,116,490 parameters, 18.5 M multiply-adds an image forward; 520 epochs ("long":
           the number is that of cifar10_11pct).
-Error     13 % published; not yet repeated here.
+Error     13 % published; 11.7 % here after 379 epochs with the rates lowered then (one seed).
 """
 
 from ml_collections import ConfigDict
