@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, another one ends it at once.
+"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one ends it at once.
 
 A thread of its own reads them as they arrive, for Python's handlers wait until the main thread is
 back from whatever it is at: a compilation takes a minute.

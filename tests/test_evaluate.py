@@ -9,7 +9,7 @@ BATCH = 120  # three of the 359 pictures
 
 
 class StopAt:
-    """A stop that is requested during the `number`-th thing that may be left alone."""
+    """A stop that is requested when `number` of the things that may be left alone are done."""
 
     def __init__(self, number):
         self.left = number

@@ -134,7 +134,7 @@ def compare(
 
 
 def environment(peer: str) -> dict[str, str]:
-    """Return the environment of a peer: one of JAX's finds alexnet_jax, too."""
+    """Return the environment of a peer: who called has a PYTHONPATH for JAX's only."""
     theirs = None if "torch" in peer else os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), theirs)))}
 
@@ -228,7 +228,13 @@ def command(torch_python: str | None) -> str:
 def versions(python: str, *packages: str) -> dict[str, str]:
     """Return the versions of packages in the environment of another Python."""
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
-    said = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    said = subprocess.run(
+        [python, "-c", code, *packages],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(packages[0]),
+    )
     return dict(zip(packages, said.stdout.split(), strict=True))
 
 
