@@ -1,5 +1,6 @@
 """What all tests share: forced host devices, compiled programs, and the digits prepared once."""
 
+import gc
 import os
 import tempfile
 
@@ -19,6 +20,17 @@ from alexnet_jax.prepare import prepare
 from configs import quickstart
 from tests import agreement, outcomes
 from tests.prepared import make_folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def out_of_the_collectors_way():
+    """Let later collections pass over what a module has left, JAX's programs above all.
+
+    Whole collections, of which plots cause many, took most of a test's time among millions of them.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
