@@ -45,7 +45,8 @@ import time
 from typing import Any
 
 import numpy as np
-from step_peers import PEERS, operations, rates, serve
+from device_rates import rates
+from step_peers import PEERS, operations, serve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What alexnet_jax.heap sets, as variables.

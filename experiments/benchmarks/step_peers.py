@@ -271,41 +271,6 @@ def _from_torch(name: str, weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(kernel)
 
 
-def rates() -> dict[str, Any]:
-    """Return the name of JAX's device, and what it can do where that is no CPU.
-
-    Operations a second of a large matrix product in bfloat16 and in float32 as JAX multiplies it by
-    default, and bytes a second, read and written, of a large copy: each the best of five times ten.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return {"device": device.device_kind}
-
-    def best(function: Callable, *arguments: Any) -> float:
-        compiled = jax.jit(function).lower(*arguments).compile()
-        times = []
-        for _ in range(6):  # the first warms up
-            begun = time.perf_counter()
-            for _ in range(10):
-                result = compiled(*arguments)
-            result.block_until_ready()
-            times.append((time.perf_counter() - begun) / 10)
-        return min(times[1:])
-
-    found: dict[str, Any] = {"device": device.device_kind}
-    side = 8192
-    for dtype in ("bfloat16", "float32"):
-        a, b = (jax.random.normal(jax.random.key(i), (side, side), dtype) for i in range(2))
-        seconds = best(jnp.matmul, a, b)
-        found[f"{dtype}_product_operations_per_second"] = 2.0 * side**3 / seconds
-    wide = jnp.zeros(2**30, jnp.int8).view(jnp.int32)
-    found["copied_bytes_per_second"] = 2.0 * wide.nbytes / best(lambda x: x + 1, wide)
-    return found
-
-
 def serve(peer: str, size: int, dtype: str, gradients: pathlib.Path) -> None:
     """Be a peer: check, then take as many steps as each line on stdin says."""
     of_torch = "torch" in peer
