@@ -6,7 +6,7 @@ import tempfile
 
 from tests import runs
 
-os.environ |= runs.cpu_devices(8)  # before JAX is imported, which reads them then
+os.environ |= runs.cpu_devices(8, quick=False)  # before JAX is imported, which reads them then
 # Half the time of the tests is compiling, much of it the same programs in another process.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the variable
     _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")

@@ -135,7 +135,7 @@ def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
         "--data=digits",
         f"--config.dataset.data_dir={data_dir}",
         *(override for override in runs.TINY if not override.startswith("--config=")),
-        "--config.model.hidden=(16, 16)",  # again, and with a space
+        "--config.model.hidden=( 16,)",  # again, and with a space
         "--config.num_steps=2",
         f"--workdir={tmp_path}",
         f"--out={tmp_path / 'lr0.5'}",

@@ -160,8 +160,7 @@ def test_the_same_pictures_may_move_and_others_are_refused(tmp_path):
     Image.effect_noise((72, 72), 50).save(tmp_path / "others/train/3/1.png")
     config = runs.tiny_config(tmp_path)
     config.dataset.name, config.dataset.path = "folder", str(tmp_path / "pictures")
-    tiny = {"dataset.data_dir": str(tmp_path), "model.features": (8,) * 5}
-    tiny |= {"model.hidden": (16, 16), "batch_size": 16, "num_steps": 3}
+    tiny = runs.FIELDS | {"dataset.data_dir": str(tmp_path), "num_steps": 3}
 
     def trial(pictures):
         overrides = command_line.dataset(str(tmp_path / pictures))

@@ -16,6 +16,7 @@ from tests import runs
 
 def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(config, tmp_path):
     """Of step n, which the parameters of step n - 1 gave: good is a checkpoint before that."""
+    runs.all_layers(config.model)
     config.learning_rate, config.num_steps, config.log_every_steps = 1e4, 20, 100
     config.checkpoint_every_steps = 1
     message = (
@@ -69,6 +70,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
 
 def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
     """The same parameters would give the same loss, whatever the learning rate."""
+    runs.all_layers(config.model)
     config.num_steps, config.checkpoint_every_steps = 6, 1
     config.learning_rate, config.on_nan, config.rewind_divisor = 1e4, "rewind", 1e9
     result = train_and_evaluate(config, tmp_path)

@@ -7,6 +7,24 @@ import pytest
 from PIL import Image
 
 from tests import runs
+from tests.fuzz_configs import command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.batch_size=7"], "batch_size=7 cannot be divided over 2 devices; take 6 or 8"),
+        (["--mode=fly"], "train|evaluate|predict|summary|prepare"),
+        (["stray"], "'stray'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = runs.run(*runs.TINY, f"--workdir={tmp_path / 'run'}", *arguments, devices=2)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -16,39 +34,36 @@ from tests import runs
         (["--config.seed=x"], "config.seed='x': expected an integer from 0 to 2147483647"),
         (["--config.model.dropout=2"], "config.model.dropout=2.0: expected"),
         (["--config.dataset.name=cifarr10"], "cifar10"),
-        (["--config.batch_size=7"], "batch_size=7 cannot be divided over 2 devices; take 6 or 8"),
         (["--config.foo.bar=1"], "no field 'foo.bar'"),
         (["--config.model.cross_layers=([1],)"], "config.model.cross_layers="),
         (["--config=configs/alexnt.py"], "did you mean 'configs/alexnet.py'"),
         (["--config=configs/none.py"], "configs/none.py"),
         (["--config={tmp}/bad.py"], "ZeroDivisionError"),
         (["--workdir=gs://bucket/run"], "gs://bucket/run"),
-        (["--mode=fly"], "train|evaluate|predict|summary|prepare"),
         (["--mode=predict"], "--images"),
         (["--prepare_shard=0/2"], "--prepare_shard=0/2 goes with --mode=prepare"),
         (["--mode=evaluate"], "not a run directory"),
-        (["stray"], "'stray'"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
-    workdir = tmp_path / "run"
+def test_every_kind_of_bad_input_is_one_line(arguments, message, tmp_path):
+    """As processes end above, in this one."""
     (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
     arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
-    done = runs.run(*runs.TINY, f"--workdir={workdir}", *arguments, devices=2)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
-    assert done.stdout == ""
-    assert not workdir.exists()
+    code, out, err = command(*runs.TINY, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert code == 2, err
+    assert message in err
+    assert re.fullmatch(r"error: [^\n]+\n", err)
+    assert out == ""
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
     (tmp_path / "run").write_text("mine")
-    done = runs.run(
+    code, _, err = command(
         *runs.TINY, f"--workdir={tmp_path / 'run'}", f"--config.dataset.data_dir={data_dir}"
     )
-    assert done.returncode == 2
-    assert re.fullmatch(rf"error: --workdir={tmp_path}/run cannot be made [^\n]+\n", done.stderr)
+    assert code == 2
+    assert re.fullmatch(rf"error: --workdir={tmp_path}/run cannot be made [^\n]+\n", err)
     assert (tmp_path / "run").read_text() == "mine"
 
 

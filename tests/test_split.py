@@ -16,12 +16,12 @@ from configs import alexnet_two_device
 from tests import runs
 from tests.agreement import agree, note
 
-CASES = [
-    (2, ("conv3",)),
-    (4, ("conv3",)),
-    pytest.param(8, ("conv3",), marks=pytest.mark.slow),
-    (8, ("conv3", "conv4")),
-    pytest.param(8, (), marks=pytest.mark.slow),
+CASES = [  # devices, layers that cross, whether of all eight
+    (2, ("conv3",), True),
+    (4, ("conv3",), False),
+    (8, ("conv2", "conv3"), False),
+    pytest.param(8, ("conv3", "conv4"), True, marks=pytest.mark.slow),
+    pytest.param(8, (), True, marks=pytest.mark.slow),
 ]
 
 
@@ -45,12 +45,14 @@ def _on_one_device(config, state, batch):
     return jax.tree.map(lambda leaf: leaf[0], step(*one))
 
 
-@pytest.mark.parametrize(("number", "crossing"), CASES)
+@pytest.mark.parametrize(("number", "crossing", "whole"), CASES)
 def test_gradients_of_split_and_grouped_are_equal(
-    two_columns, digits, monkeypatch, number, crossing
+    two_columns, digits, monkeypatch, number, crossing, whole
 ):
     """With momentum 0 and no decay the velocity after a step is the gradient, dropout included."""
     config = two_columns
+    if whole:
+        runs.all_layers(config.model)
     config.model.cross_layers = crossing
     config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 1.0
     batch = next(data.train_batches(digits, seed=0, batch_size=16))
