@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 import run
 from alexnet_jax.fields import FIELDS
 
-_FLAGS = frozenset(flags.FLAGS)  # before any override has become one
 _NUMBERS = (float("nan"), float("inf"), -float("inf"), -0.0, 1e308, 1e-308, 1e39, 1e9, 0.5, 2.0)
 _WHOLE = (0, 1, 2, 3, 5, 11, 16, 64, 255, 65536, 2**31 - 1, 2**31, 2**63, 10**30, -1, 10**4000)
 _WORDS = (
@@ -96,10 +95,11 @@ def command(*arguments: str) -> tuple[int, str, str]:
             code = run.main(argv)
     finally:
         sys.argv = before
-        for name in set(flags.FLAGS) - _FLAGS:
-            delattr(flags.FLAGS, name)
-        for name in _FLAGS:
-            flags.FLAGS[name].unparse()
+        for name in list(flags.FLAGS):
+            if name.startswith("config."):  # an override, which has become a flag
+                delattr(flags.FLAGS, name)
+            else:
+                flags.FLAGS[name].unparse()
         flags.FLAGS.unparse_flags()
         sys.modules.pop("config_config", None)  # the recipe; the next one would run in it
     return code, out.getvalue(), err.getvalue()
