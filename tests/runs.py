@@ -52,8 +52,8 @@ def all_layers(model: ConfigDict) -> None:
 def cpu_devices(devices: int = 1, *, quick: bool = True) -> dict[str, str]:
     """Return the environment of a process that sees `devices` CPU devices.
 
-    Half of the time of the tests is compiling. `quick` halves that, but what is compiled is slower
-    and less like what users run: for short runs that are compared with each other.
+    `quick` compiles in half the time what is slower and less like what users run: for short runs
+    that are compared with each other.
     """
     flags = f"--xla_force_host_platform_device_count={devices}"
     flags += f" --xla_backend_optimization_level={0 if quick else 1}"

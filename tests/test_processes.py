@@ -91,7 +91,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
 def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_dir):
     command = [
         f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=80",
+        "--config.num_steps=120",
         "--config.checkpoint_every_steps=5",
     ]
     workdir = tmp_path / "killed"

@@ -18,6 +18,7 @@ def step(monkeypatch):
         monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:devices])
         monkeypatch.setattr(jax, "device_count", lambda: devices)
         config = runs.tiny_config("nowhere")
+        runs.all_layers(config.model)
         config.parallel, config.model.groups = layout, 2
         return config, collectives(compiled_step(config, devices).as_text())
 
@@ -38,7 +39,7 @@ def test_devices_exchange_the_gradient_once_and_three_metrics(step, devices):
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_a_pair_exchanges_what_layers_that_cross_read(step, devices):
-    """Maps before conv3 and fc4, units after fc4: there, and their gradients back.
+    """Maps before conv3 and fc6, units after fc6 and fc7: there, and their gradients back.
 
     And the logits, of which each then has its own gradient; and two squares for the norms.
     """
@@ -52,7 +53,7 @@ def test_a_pair_exchanges_what_layers_that_cross_read(step, devices):
             jax.random.key(0), images, mutable=["params", "intermediates"]
         )
     )
-    crossing = ("relu2", "max_pool3", "dropout4")
+    crossing = ("max_pool2", "max_pool5", "dropout6", "dropout7")
     crossing = [4 * captured["intermediates"][name][0].size for name in crossing]
 
     def sizes(kind, group):
@@ -64,7 +65,7 @@ def test_a_pair_exchanges_what_layers_that_cross_read(step, devices):
     assert sum(sizes("all-reduce", pair)) == 2 * 4
     if devices == 4:  # between the pairs, half the gradient
         assert sizes("all-reduce", [0, 2]) == [_parameter_bytes(config) // 2 + 3 * 4]
-    assert len(found) == (8 if devices == 2 else 9)
+    assert len(found) == (10 if devices == 2 else 11)
 
 
 def test_collectives_are_read_from_the_text():

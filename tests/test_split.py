@@ -20,6 +20,8 @@ CASES = [  # devices, layers that cross, whether of all eight
     (2, ("conv3",), True),
     (4, ("conv3",), False),
     (8, ("conv2", "conv3"), False),
+    pytest.param(4, ("conv3",), True, marks=pytest.mark.slow),
+    pytest.param(8, ("conv3",), True, marks=pytest.mark.slow),
     pytest.param(8, ("conv3", "conv4"), True, marks=pytest.mark.slow),
     pytest.param(8, (), True, marks=pytest.mark.slow),
 ]

@@ -171,16 +171,16 @@ def test_the_softmax_outputs_of_the_crops_are_averaged(
 
 def test_the_history_of_the_plateau_is_in_the_metrics(config, tmp_path):
     """An error that cannot fall divides the rate; the lines say when and why."""
-    config.batch_size, config.num_steps = 360, 24  # an epoch ends with step 4, 8, 12, ...
+    config.batch_size, config.num_steps = 360, 32  # an epoch ends with step 4, 8, 12, ...
     config.eval_every_epochs, config.learning_rate = 1, 1e-9
-    config.plateau.patience = 2
+    config.plateau.patience, config.plateau.min_scale = 2, 1e-2
     train_and_evaluate(config, tmp_path)
     validation = runs.metrics(tmp_path, "val")
     assert len({line["top1_error"] for line in validation}) == 1
     best = validation[0]["top1_error"]
-    assert [line["plateau_best"] for line in validation] == pytest.approx([best] * 6)
-    assert [line["plateau_count"] for line in validation] == [0, 1, 0, 1, 0, 1]
-    scales = [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [line["plateau_best"] for line in validation] == pytest.approx([best] * 8)
+    assert [line["plateau_count"] for line in validation] == [0, 1, 0, 1, 0, 1, 0, 1]
+    scales = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01]
     assert [line["plateau_scale"] for line in validation] == pytest.approx(scales, rel=1e-5)
     # A line's rate is the one its step was taken with.
     taken_with = [1e-9 * s for s in (1, *scales[:-1])]
