@@ -31,16 +31,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import heap, processes, programs
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
+from alexnet_jax.host import compilation_cache, heap, processes
+from alexnet_jax.host.signals import as_interrupts, leave
+from alexnet_jax.inspect.predictions import write_predictions
+from alexnet_jax.inspect.profile import profile
+from alexnet_jax.inspect.summary import summary
 from alexnet_jax.predict import predict
-from alexnet_jax.predictions import write_predictions
 from alexnet_jax.prepare import prepare
-from alexnet_jax.profile import profile
-from alexnet_jax.signals import as_interrupts, leave
-from alexnet_jax.summary import summary
 from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         images = _parse(argv)
         heap.keep()
-        programs.keep()
+        compilation_cache.keep()
         _dispatch(images)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, parallel
+from alexnet_jax import augment, data, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.host.signals import Stop, StopRequest
 from alexnet_jax.prepare import prepare
-from alexnet_jax.signals import Stop, StopRequest
+from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import TrainState
 
 

@@ -14,8 +14,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from alexnet_jax import memory
 from alexnet_jax.errors import InputError
+from alexnet_jax.host import memory
 from alexnet_jax.state import TrainState
 
 DATA, MODEL = "data", "model"

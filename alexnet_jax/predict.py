@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from alexnet_jax import augment, checkpoint
+from alexnet_jax import augment
 from alexnet_jax import model as model_lib
-from alexnet_jax.pictures import load_image
+from alexnet_jax.prepare.images import load_image
+from alexnet_jax.rundir import checkpoint
 
 BATCH = 32
 Path = str | os.PathLike[str]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, cache, optim, parallel
+from alexnet_jax import augment, optim, parallel
 from alexnet_jax import model as model_lib
+from alexnet_jax.data import device_cache
 from alexnet_jax.epochs import first_step
 from alexnet_jax.evaluate import errors
 from alexnet_jax.state import TrainState, step_key
@@ -28,12 +29,12 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
-    of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
-    means are means over the global batch. `num_train`, the number of training examples, says which
-    epoch a step is in.
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what device_cache.lookup makes
+    these of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that
+    means of means are means over the global batch. `num_train`, the number of training examples,
+    says which epoch a step is in.
     """
-    rows = cache.lookup(batch)
+    rows = device_cache.lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
     colour_std = _colour_std(config, state.step, num_train)

@@ -15,20 +15,23 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import cache, checkpoint, data, optim, parallel, prefetch, processes
 from alexnet_jax import config as config_lib
+from alexnet_jax import data, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax import workdir as workdir_lib
+from alexnet_jax.data import device_cache, prefetch
 from alexnet_jax.epochs import evaluation_due, total_steps
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import eval_batch_size, eval_steps, evaluate
-from alexnet_jax.metrics import MetricsWriter
+from alexnet_jax.host import processes
+from alexnet_jax.host.signals import Stop, StopRequest
 from alexnet_jax.prepare import check_classes, prepare
-from alexnet_jax.rewind import rewind_or_stop
-from alexnet_jax.signals import Stop, StopRequest
+from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import resume as workdir_lib
+from alexnet_jax.rundir.metrics import MetricsWriter
+from alexnet_jax.rundir.rewind import rewind_or_stop
+from alexnet_jax.rundir.version import device, versions
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.step import train_step
-from alexnet_jax.version import device, versions
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -54,7 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
     dataset = data.open_dataset(directory, config.dataset.on_error)
     check_classes(num_classes, dataset.class_names, config.dataset.name)
     if config.dataset.cache == "device":
-        cache.refuse_too_large(dataset, layout)
+        device_cache.refuse_too_large(dataset, layout)
     workdir.mkdir(parents=True, exist_ok=True)
     primary = jax.process_index() == 0  # of several processes one writes
     lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
@@ -150,7 +153,7 @@ def _train(
     first = int(layout.fetch(state.step))
     num_steps = total_steps(config, dataset.num_train)
     if first < num_steps:
-        read = functools.partial(cache.rows, dataset, layout)
+        read = functools.partial(device_cache.rows, dataset, layout)
         cached = stop.unless_requested(read) if config.dataset.cache == "device" else {}
         if cached is None:
             return state
@@ -227,8 +230,8 @@ def batches(
     """Yield the batches of the steps after `first`, on the devices, up to the run's last.
 
     `shardings`, of a batch's arrays, are those of the compiled step: `.input_shardings[0][1]`. What
-    is in `cached`, `cache.rows` or nothing, goes there as well and is part of each batch; the dict
-    is emptied.
+    is in `cached`, `device_cache.rows` or nothing, goes there as well and is part of each batch;
+    the dict is emptied.
     """
     read = data.train_records if cached else data.train_batches
     rows = read(
@@ -256,7 +259,7 @@ def compiled_step(
     """Return the training step compiled, (state, batch) -> (state, metrics), with `state` donated.
 
     Before the first batch, so that it is not timed as training. `state` is placed; `cached` holds
-    `cache.rows` where the training set lies on the devices, else it is empty.
+    `device_cache.rows` where the training set lies on the devices, else it is empty.
     """
     parameters = sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)

@@ -11,7 +11,7 @@ Cost      89,578 parameters, 12.3 M multiply-adds an image forward; about half a
 Error     figure 1: 25 % training error after about 6 epochs with ReLU, 36 with tanh. Ours, two
           seeds: 6.0 at rate .003, and 39.8 +- 2.2 with tanh at .01.
 
-experiments/figure1.py puts tanh in the place of ReLU, chooses the rates and compares the two.
+experiments/paper/figure1.py puts tanh in the place of ReLU, chooses the rates and compares the two.
 """
 
 from ml_collections import ConfigDict

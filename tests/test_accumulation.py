@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import InputError, checkpoint, data, parallel
+from alexnet_jax import InputError, data, parallel
 from alexnet_jax import model as model_lib
+from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import run
-from alexnet_jax import InputError, contact_sheet, predict, predictions
-from alexnet_jax.pictures import load_image
+from alexnet_jax import InputError, predict
+from alexnet_jax.inspect import contact_sheet, predictions
+from alexnet_jax.prepare.images import load_image
 from tests import runs
 from tests.untrained import save_run
 

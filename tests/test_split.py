@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import InputError, checkpoint, data, parallel, predict, restore
+from alexnet_jax import InputError, data, parallel, predict, restore
 from alexnet_jax import model as model_lib
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_two_device

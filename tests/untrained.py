@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir.resume import RESULT
 from alexnet_jax.state import abstract_state
-from alexnet_jax.workdir import RESULT
 from tests import runs
 
 

@@ -229,7 +229,8 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     """
     import jax
 
-    from alexnet_jax import data, parallel, prefetch, state, train
+    from alexnet_jax import data, parallel, state, train
+    from alexnet_jax.data import prefetch
     from configs import alexnet
 
     config = alexnet.get_config()

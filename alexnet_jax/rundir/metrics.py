@@ -1,0 +1,247 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and a line of progress on the terminal."""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Self, TextIO
+
+import jax
+from tqdm import tqdm
+
+from alexnet_jax.errors import NotFinite
+from alexnet_jax.parallel import to_host
+from alexnet_jax.rundir import tensorboard
+
+TRAIN_METRICS = (
+    "loss",
+    "top1_error",
+    "top5_error",
+    "learning_rate",
+    "gradient_norm",
+    "parameter_norm",
+)
+CHECKED = ("loss", "gradient_norm", "parameter_norm")  # that they are finite, after every step
+WINDOW = 100  # steps over which images per second are averaged
+SHOWN = 10  # seconds after which TensorBoard sees what was written
+
+
+class MetricsWriter:
+    """Writer of one run's metrics, continued from `start_step`, `evaluated` already or not.
+
+    Until then the run has taken `seconds` and measured `so_far`: `train`, the last training line
+    (None before the first), and `val`, a list of all validation lines. It is kept up to date.
+
+    Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
+    `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
+    lines add `gradient_norm` and `parameter_norm`, validation lines that decide on the rate
+    `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
+    `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
+    last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        seconds: float,
+        evaluated: bool,
+        so_far: dict[str, Any],
+        num_steps: int,
+        batch_size: int,
+        examples_per_epoch: int,
+        log_every_steps: int,
+    ) -> None:
+        self._examples = batch_size, examples_per_epoch
+        self._log_every_steps = log_every_steps
+        self._num_steps = num_steps
+        self._so_far = so_far
+
+        def stays(step: int, split: str) -> bool:
+            return step < start_step or step == start_step and (split == "train" or evaluated)
+
+        self._lines, self._events = None, None
+        if jax.process_index() == 0:  # of several processes one writes
+            self._lines = _continue_lines(workdir / "metrics.jsonl", stays)
+            tensorboard.cut(
+                workdir / "tensorboard", lambda step, tag: stays(step, tag.split("/")[0])
+            )
+            self._events = tensorboard.EventsFile(workdir / "tensorboard", start_step + 1)
+        self._shown = time.perf_counter()
+        self._progress = _Progress(start_step, num_steps)
+        self._began = time.perf_counter() - seconds
+        self._pending: tuple[int, Any, int] | None = None
+        self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
+        self.resume_clock(start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.close()
+        if self._lines and self._events:
+            self._lines.close()
+            self._events.close()
+
+    def seconds(self) -> float:
+        """Return the seconds that the run has taken, with those before it was interrupted."""
+        return time.perf_counter() - self._began
+
+    def resume_clock(self, step: int) -> None:
+        """Start to measure images per second anew, after something that was not training."""
+        self._clock.clear()
+        self._clock.append((step, time.perf_counter()))
+
+    def train(self, step: int, metrics: dict[str, Any], skipped_records: int = 0) -> None:
+        """Take the metrics of `step`, still on the devices, and write those of the step before.
+
+        So the host waits for a step only after it has sent the next one on its way. Where records
+        were skipped as damaged, their number so far is written too.
+        """
+        self.flush()
+        names = TRAIN_METRICS if self._logged(step) else CHECKED
+        self._pending = step, to_host({name: metrics[name] for name in names}), skipped_records
+
+    def flush(self) -> None:
+        """Write the metrics that `train` holds back.
+
+        Raises NotFinite where loss, gradient or parameters are not finite any more.
+        """
+        if self._pending is None:
+            return
+        (step, metrics, skipped), self._pending = self._pending, None
+        values = {name: value.item() for name, value in metrics.items()}
+        rate = self._rate(step)
+        _refuse_infinite(step, "training", values)
+        if self._logged(step):
+            counts = {"skipped_records": skipped} if skipped else {}
+            self._write(step, "train", values | {"images_per_second": rate} | counts)
+            self._progress.show(
+                step,
+                f"loss {values['loss']:.4f}, top-1 error {values['top1_error']:.1%},"
+                f" {rate:.0f} images/s",
+            )
+
+    def _logged(self, step: int) -> bool:
+        return step % self._log_every_steps == 0 or step in (1, self._num_steps)
+
+    def sync(self) -> None:
+        """Write what is held back and wait until all that was written is on the disk."""
+        self.flush()
+        if self._lines and self._events:
+            os.fsync(self._lines.fileno())
+            self._events.flush()
+
+    def _rate(self, step: int) -> float:
+        """Return images per second over the last WINDOW steps, or since the last pause."""
+        (since, start), now = self._clock[0], time.perf_counter()
+        self._clock.append((step, now))
+        return (step - since) * self._examples[0] / (now - start)
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of an evaluation and print them as a line of their own.
+
+        Raises NotFinite where they are not finite.
+        """
+        _refuse_infinite(step, "validation", metrics)
+        self._write(step, "val", metrics)
+        epoch = step * self._examples[0] / self._examples[1]
+        self._progress.say(
+            f"step {step}, epoch {epoch:.2f}: validation loss {metrics['loss']:.4f},"
+            f" top-1 error {metrics['top1_error']:.2%}, top-5 error {metrics['top5_error']:.2%},"
+            f" learning rate {metrics['learning_rate']:g}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print `line` on stderr without breaking the progress bar."""
+        self._progress.say(line)
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        epoch = step * self._examples[0] / self._examples[1]
+        line = {"step": step, "epoch": epoch, "split": split, **values}
+        if split == "train":
+            self._so_far["train"] = line
+        else:
+            self._so_far["val"].append(line)
+        if not (self._lines and self._events):
+            return
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+        if time.perf_counter() - self._shown > SHOWN:
+            self._events.flush()
+            self._shown = time.perf_counter()
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere, as in the log of a batch job, a line every ten seconds."""
+
+    def __init__(self, start_step: int, num_steps: int) -> None:
+        self._total = num_steps
+        self._printed = time.perf_counter()
+        # The first step that is shown, and when: what came before, as compiling, is no measure.
+        self._first: tuple[int, float] | None = None
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def show(self, step: int, text: str) -> None:
+        """Show that `step` is done."""
+        now = time.perf_counter()
+        first, began = self._first = self._first or (step, now)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif now - self._printed >= 10:
+            self._printed = now
+            left = ""
+            if step > first:
+                seconds = (now - began) * (self._total - step) / (step - first)
+                left = f", {tqdm.format_interval(seconds)} to go"
+            self.say(f"step {step}/{self._total}, {text}{left}")
+
+    def say(self, line: str) -> None:
+        """Print `line` on stderr without breaking the bar."""
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+
+def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:
+    if not all(map(math.isfinite, values.values())):
+        named = ("loss", "gradient_norm", *(n for n, v in values.items() if not math.isfinite(v)))
+        shown = [f"{name} is {values[name]:g}" for name in dict.fromkeys(named) if name in values]
+        since = step - 1 if what == "training" else step
+        raise NotFinite(f"step {step}, {what}: {', '.join(shown)}", since)
+
+
+def _continue_lines(path: pathlib.Path, stays: Callable[[int, str], bool]) -> TextIO:
+    """Open the JSON lines in `path` for more, after those of which `stays(step, split)` is true.
+
+    A line torn by a crash goes as well.
+    """
+
+    def kept(line: str) -> bool:
+        try:
+            return stays(*(json.loads(line)[name] for name in ("step", "split")))
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    if path.exists():
+        lines = path.read_text(errors="replace").splitlines()
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in filter(kept, lines)))
+        scratch.replace(path)
+    return path.open("a")

@@ -1,0 +1,92 @@
+"""What a run writes about itself."""
+
+import json
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from alexnet_jax.rundir.metrics import WINDOW, MetricsWriter
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a list whose only element is the time that is shown."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
+    return MetricsWriter(
+        workdir,
+        start_step=start_step,
+        seconds=0.0,
+        evaluated=evaluated,
+        so_far={"train": None, "val": []},
+        num_steps=1000,
+        batch_size=10,
+        examples_per_epoch=50,
+        log_every_steps=log_every_steps,
+    )
+
+
+def _metrics(**others):
+    names = ("loss", "top1_error", "top5_error", "learning_rate", "gradient_norm")
+    return {n: jnp.float32(0.5) for n in (*names, "parameter_norm")} | others
+
+
+def _lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_images_per_second_are_those_of_the_last_steps_without_pauses(tmp_path, clock):
+    with _writer(tmp_path) as writer:
+        for step in range(1, WINDOW + 51):
+            clock[0] += 2.0 if step <= 50 else 0.5
+            writer.train(step, _metrics())
+            writer.flush()
+        clock[0] += 1000  # an evaluation
+        writer.resume_clock(step)
+        clock[0] += 4.0
+        writer.train(step + 1, _metrics())
+        writer.flush()
+    rates = [line["images_per_second"] for line in _lines(tmp_path)]
+    assert rates[:50] == [5.0] * 50
+    assert rates[WINDOW + 49] == 20.0  # the slow steps have left the window
+    assert rates[-1] == 2.5
+
+
+def test_a_line_has_the_named_fields(tmp_path):
+    with _writer(tmp_path) as writer:
+        writer.train(1, _metrics())
+        writer.flush()
+        errors = {"loss": 1.0, "top1_error": 0.5, "top5_error": 0.1}
+        writer.validation(1, errors | {"learning_rate": 0.01, "images_per_second": 3.0})
+    names = {"step", "epoch", "split", "loss", "top1_error", "top5_error", "learning_rate"}
+    train, val = _lines(tmp_path)
+    assert names | {"images_per_second"} == set(val)
+    assert set(val) | {"gradient_norm", "parameter_norm"} == set(train)
+    assert train["epoch"] == 0.2
+    assert (train["split"], val["split"]) == ("train", "val")
+
+
+def test_only_every_so_many_steps_are_logged_and_the_first(tmp_path):
+    with _writer(tmp_path, log_every_steps=4) as writer:
+        for step in range(1, 10):
+            writer.train(step, _metrics())
+        writer.flush()
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 4, 8]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_what_will_run_again_is_dropped_and_damage_with_it(tmp_path, evaluated):
+    lines = [{"step": s, "split": "train"} for s in (1, 2, 3, 4)]
+    lines.insert(2, {"step": 2, "split": "val"})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    damage = b'3\nnull\n{"step": "x", "split": "train"}\n\xff\n{"step": 1, "spl'
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + damage)
+    with _writer(tmp_path, start_step=2, evaluated=evaluated):
+        pass
+    kept = lines[:3] if evaluated else lines[:2]
+    assert _lines(tmp_path) == kept
