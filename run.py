@@ -34,11 +34,8 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
-from alexnet_jax.host import compilation_cache, heap, processes
-from alexnet_jax.host.signals import as_interrupts, leave
-from alexnet_jax.inspect.predictions import write_predictions
-from alexnet_jax.inspect.profile import profile
-from alexnet_jax.inspect.summary import summary
+from alexnet_jax.host import as_interrupts, compilation_cache, heap, leave, processes
+from alexnet_jax.inspect import profile, summary, write_predictions
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train_and_evaluate

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import layers
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
-from alexnet_jax.host.disk import sync
+from alexnet_jax.host import sync
 from alexnet_jax.layers import layer_names
 
 

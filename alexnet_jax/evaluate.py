@@ -8,80 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, parallel
 from alexnet_jax import config as config_lib
+from alexnet_jax import data, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.signals import Stop, StopRequest
+from alexnet_jax.host import Stop, StopRequest
 from alexnet_jax.prepare import prepare
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import TrainState
-
-
-def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Return which predictions are wrong.
-
-    Args:
-      scores: (batch, classes), logits or probabilities.
-      labels: (batch,) integers.
-
-    Returns:
-      `top1_error` and `top5_error`, each (batch,) float32 of 0 and 1: whether the label is not
-      among the 1 or 5 highest scores. Of equal scores the lower class comes first.
-    """
-    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
-    hits = best == labels[:, None]
-    return {
-        "top1_error": 1.0 - hits[:, 0].astype(jnp.float32),
-        "top5_error": 1.0 - hits.any(axis=1).astype(jnp.float32),
-    }
-
-
-def eval_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: model_lib.AlexNet,
-    config: ConfigDict,
-    ten_crop: bool,
-) -> dict[str, jax.Array]:
-    """Return the sums over all devices of the batch's losses and errors, and its `count`.
-
-    The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
-    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
-    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
-    that `config.augment` asks for, five where the recipe reflects nothing.
-    """
-    fields = config.augment
-    if ten_crop:
-        images = augment.evaluation_crops(
-            batch["image"],
-            state.mean_image,
-            crop=fields.crop,
-            flip=fields.flip,
-            mean_crop=fields.mean_crop,
-            number=fields.test_crops,
-        )
-    else:
-        images = augment.centre_crop(batch["image"], state.mean_image, crop=fields.crop)
-
-    def log_probabilities(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": state.params}, images)
-        return jax.nn.log_softmax(logits)
-
-    if ten_crop:
-        each = jax.lax.map(log_probabilities, images)
-        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
-    else:
-        scores = log_probabilities(images)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
-    sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
-    return jax.lax.psum(sums, parallel.DATA)
+from alexnet_jax.step import eval_step
 
 
 def eval_steps(

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
@@ -68,3 +69,17 @@ def layers(model: ConfigDict, crop: int) -> list[Layer]:
                 " padding, hidden or num_classes"
             )
     return found
+
+
+def step_bytes(config: ConfigDict, rows: int, columns: int) -> int:
+    """Return what a training step on `rows` images takes at least of a device's memory.
+
+    What is counted exists at one moment of any step: parameters, gradient and velocity in float32,
+    which `columns` devices share, and for each image the stored square, the crop and the output of
+    each layer, kept for the backward pass. More may be needed.
+    """
+    found = layers(config.model, config.augment.crop)
+    parameters = 3 * 4 * sum(layer.weights for layer in found) // columns
+    outputs = sum(layer.outputs for layer in found) * jnp.dtype(config.dtype).itemsize // columns
+    image = 3 * config.dataset.image_size**2 + 3 * 4 * config.augment.crop**2 + outputs
+    return parameters + rows * image

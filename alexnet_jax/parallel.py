@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.host import memory
 from alexnet_jax.state import TrainState
 
 DATA, MODEL = "data", "model"
@@ -135,8 +134,7 @@ def layout(config: ConfigDict) -> Pmap | Split:
     """Return how `config.parallel` lays network and batches out over the devices.
 
     Raises InputError unless the devices can be paired, where they must be, all shares of
-    `config.batch_size` are equal, so are the `config.accumulate_steps` parts of a share, and these
-    are small enough for the devices' memory.
+    `config.batch_size` are equal, and so are the `config.accumulate_steps` parts of a share.
     """
     chosen = Split() if config.parallel == "split" else Pmap()
     what = "devices" if chosen.column_axis is None else "pairs of devices"
@@ -155,8 +153,6 @@ def layout(config: ConfigDict) -> Pmap | Split:
             f" config.batch_size={config.batch_size} that each of {chosen.shares} {what} has;"
             f" take one of {', '.join(options)}"
         )
-    columns = 1 if chosen.column_axis is None else 2
-    memory.refuse_too_large(config, share // config.accumulate_steps, columns)
     return chosen
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import model as model_lib
-from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare import load_image
 from alexnet_jax.rundir import checkpoint
 
 BATCH = 32

@@ -12,9 +12,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax.data import device_cache
 from alexnet_jax.epochs import first_step
-from alexnet_jax.evaluate import errors
 from alexnet_jax.state import TrainState, step_key
 
 
@@ -29,12 +27,12 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what device_cache.lookup makes
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes
     these of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that
     means of means are means over the global batch. `num_train`, the number of training examples,
     says which epoch a step is in.
     """
-    rows = device_cache.lookup(batch)
+    rows = lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
     colour_std = _colour_std(config, state.step, num_train)
@@ -81,6 +79,89 @@ def train_step(
     return dataclasses.replace(
         state, step=state.step + 1, params=params, opt_state=opt_state
     ), metrics
+
+
+def eval_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: model_lib.AlexNet,
+    config: ConfigDict,
+    ten_crop: bool,
+) -> dict[str, jax.Array]:
+    """Return the sums over all devices of the batch's losses and errors, and its `count`.
+
+    The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
+    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
+    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
+    that `config.augment` asks for, five where the recipe reflects nothing.
+    """
+    fields = config.augment
+    if ten_crop:
+        images = augment.evaluation_crops(
+            batch["image"],
+            state.mean_image,
+            crop=fields.crop,
+            flip=fields.flip,
+            mean_crop=fields.mean_crop,
+            number=fields.test_crops,
+        )
+    else:
+        images = augment.centre_crop(batch["image"], state.mean_image, crop=fields.crop)
+
+    def log_probabilities(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": state.params}, images)
+        return jax.nn.log_softmax(logits)
+
+    if ten_crop:
+        each = jax.lax.map(log_probabilities, images)
+        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    else:
+        scores = log_probabilities(images)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
+    sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
+    return jax.lax.psum(sums, parallel.DATA)
+
+
+def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Return which predictions are wrong.
+
+    Args:
+      scores: (batch, classes), logits or probabilities.
+      labels: (batch,) integers.
+
+    Returns:
+      `top1_error` and `top5_error`, each (batch,) float32 of 0 and 1: whether the label is not
+      among the 1 or 5 highest scores. Of equal scores the lower class comes first.
+    """
+    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        "top1_error": 1.0 - hits[:, 0].astype(jnp.float32),
+        "top5_error": 1.0 - hits.any(axis=1).astype(jnp.float32),
+    }
+
+
+def lookup(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return `image` and `label` of this device's rows of a batch that may name `record` instead.
+
+    Under the axis parallel.DATA. A device gives what it holds of all devices' rows, zeros for the
+    others, and the sums are dealt out: bytes are moved once, and none is rounded.
+    """
+    if "record" not in batch:
+        return batch
+    image, label = batch["cached_image"], batch["cached_label"]
+    records = jax.lax.all_gather(batch["record"], parallel.DATA, tiled=True)
+    own = records - jax.lax.axis_index(parallel.DATA) * len(label)
+    held = (own >= 0) & (own < len(label))
+
+    def dealt_out(rows: jax.Array) -> jax.Array:
+        mine = rows.at[own].get(mode="clip")
+        mine = jnp.where(held.reshape(-1, *[1] * (rows.ndim - 1)), mine, 0)
+        return jax.lax.psum_scatter(mine, parallel.DATA, tiled=True)
+
+    return {"image": dealt_out(image), "label": dealt_out(label)}
 
 
 def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> Any:

@@ -18,18 +18,15 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import data, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax.data import device_cache, prefetch
+from alexnet_jax.data import device_cache, to_devices
 from alexnet_jax.epochs import evaluation_due, total_steps
-from alexnet_jax.errors import NotFinite
+from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.evaluate import eval_batch_size, eval_steps, evaluate
-from alexnet_jax.host import processes
-from alexnet_jax.host.signals import Stop, StopRequest
+from alexnet_jax.host import Stop, StopRequest, free_bytes, processes
+from alexnet_jax.layers import step_bytes
 from alexnet_jax.prepare import check_classes, prepare
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import MetricsWriter, checkpoint, device, rewind_or_stop, versions
 from alexnet_jax.rundir import resume as workdir_lib
-from alexnet_jax.rundir.metrics import MetricsWriter
-from alexnet_jax.rundir.rewind import rewind_or_stop
-from alexnet_jax.rundir.version import device, versions
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.step import train_step
 
@@ -51,13 +48,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
       NotFinite: a number of the run became NaN or infinite.
     """
     layout = parallel.layout(config)
+    refuse_too_large(config, layout)
     workdir_lib.check(workdir, config)
     num_classes = config.model.num_classes
     directory = prepare(config.dataset, num_classes=num_classes)
     dataset = data.open_dataset(directory, config.dataset.on_error)
     check_classes(num_classes, dataset.class_names, config.dataset.name)
     if config.dataset.cache == "device":
-        device_cache.refuse_too_large(dataset, layout)
+        device_cache.refuse_too_large(dataset, layout.shares)
     workdir.mkdir(parents=True, exist_ok=True)
     primary = jax.process_index() == 0  # of several processes one writes
     lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
@@ -153,7 +151,7 @@ def _train(
     first = int(layout.fetch(state.step))
     num_steps = total_steps(config, dataset.num_train)
     if first < num_steps:
-        read = functools.partial(device_cache.rows, dataset, layout)
+        read = functools.partial(cached_rows, dataset, layout)
         cached = stop.unless_requested(read) if config.dataset.cache == "device" else {}
         if cached is None:
             return state
@@ -219,6 +217,24 @@ def _update_plateau(
     return dataclasses.replace(state, plateau=layout.place(plateau)), history
 
 
+def refuse_too_large(config: ConfigDict, layout: parallel.Pmap | parallel.Split) -> None:
+    """Raise InputError where a step of `config` cannot fit into the memory of the devices."""
+    columns = 1 if layout.column_axis is None else 2
+    rows = config.batch_size // layout.shares // config.accumulate_steps
+    needed, free = step_bytes(config, rows, columns), free_bytes()
+    if needed > free:
+        raise InputError(
+            f"config.batch_size={config.batch_size}: {rows:,} images and the network of"
+            f" config.model take {needed / 1e6:,.0f} MB at least on each device, where"
+            f" {free / 1e6:,.0f} MB are free; take a smaller batch, narrower layers or more devices"
+        )
+
+
+def cached_rows(dataset: data.Dataset, layout: parallel.Pmap | parallel.Split) -> dict[str, Any]:
+    """Return this process's rows of the training set, as `layout.shard` deals them out."""
+    return layout.shard(device_cache.cached_rows(dataset, layout.shares))
+
+
 def batches(
     config: ConfigDict,
     dataset: data.Dataset,
@@ -230,7 +246,7 @@ def batches(
     """Yield the batches of the steps after `first`, on the devices, up to the run's last.
 
     `shardings`, of a batch's arrays, are those of the compiled step: `.input_shardings[0][1]`. What
-    is in `cached`, `device_cache.rows` or nothing, goes there as well and is part of each batch;
+    is in `cached`, `cached_rows` or nothing, goes there as well and is part of each batch;
     the dict is emptied.
     """
     read = data.train_records if cached else data.train_batches
@@ -243,9 +259,9 @@ def batches(
         process_count=jax.process_count(),
     )
     left = itertools.islice(rows, total_steps(config, dataset.num_train) - first)
-    [once] = prefetch.to_devices([cached], shardings)
+    [once] = to_devices([cached], shardings)
     cached.clear()  # the host's copy
-    for batch in prefetch.to_devices(map(layout.shard, left), shardings):
+    for batch in to_devices(map(layout.shard, left), shardings):
         yield once | batch
 
 
@@ -259,7 +275,7 @@ def compiled_step(
     """Return the training step compiled, (state, batch) -> (state, metrics), with `state` donated.
 
     Before the first batch, so that it is not timed as training. `state` is placed; `cached` holds
-    `device_cache.rows` where the training set lies on the devices, else it is empty.
+    `cached_rows` where the training set lies on the devices, else it is empty.
     """
     parameters = sum(
         math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)

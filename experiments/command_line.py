@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import FIELDS, bad_value, unknown_field
-from alexnet_jax.host.signals import as_interrupts
+from alexnet_jax.host import as_interrupts
 
 ANY_RECIPE = pathlib.Path(__file__).resolve().parents[1] / "configs/alexnet.py"  # types are alike
 

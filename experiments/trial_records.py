@@ -15,8 +15,8 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.atomic import whole_files
-from alexnet_jax.rundir.version import versions
+from alexnet_jax.host import whole_files
+from alexnet_jax.rundir import versions
 from experiments.command_line import field
 from experiments.reports import metrics, past_runs
 from experiments.trials import SESSIONS, Trial, command, failed, finished

@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import AlexNet
 from alexnet_jax import model as model_lib
-from alexnet_jax.inspect.summary import summary
+from alexnet_jax.inspect import summary
 from configs import alexnet, alexnet_2012_code, alexnet_two_device
 
 SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}

@@ -11,7 +11,7 @@ from PIL import Image
 import run
 from alexnet_jax import InputError, predict
 from alexnet_jax.inspect import contact_sheet, predictions
-from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare import load_image
 from tests import runs
 from tests.untrained import save_run
 

@@ -16,7 +16,7 @@ from PIL import Image
 from alexnet_jax import InputError, augment, data, parallel, predict, restore, train
 from alexnet_jax import model as model_lib
 from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
-from alexnet_jax.host.signals import StopRequest
+from alexnet_jax.host import StopRequest
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import create_state, initial_state, step_key
 from alexnet_jax.train import train_and_evaluate, train_step

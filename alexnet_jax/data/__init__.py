@@ -1,5 +1,6 @@
 """Reading: batches of a prepared data set, each a function of (seed, step)."""
 
+from alexnet_jax.data import device_cache
 from alexnet_jax.data.batches import (
     Dataset,
     blank_batch,
@@ -9,13 +10,20 @@ from alexnet_jax.data.batches import (
     train_records,
 )
 from alexnet_jax.data.decoding import Batch
+from alexnet_jax.data.prefetch import to_devices
+from alexnet_jax.data.stored_format import FORMAT, RECORD_OPTIONS, statistics_sha256
 
 __all__ = [
+    "FORMAT",
+    "RECORD_OPTIONS",
     "Batch",
     "Dataset",
     "blank_batch",
+    "device_cache",
     "eval_batches",
     "open_dataset",
+    "statistics_sha256",
+    "to_devices",
     "train_batches",
     "train_records",
 ]

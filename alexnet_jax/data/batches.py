@@ -22,9 +22,8 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.data.decoding import Batch, decoded
 from alexnet_jax.data.records import Records
+from alexnet_jax.data.stored_format import FORMAT, statistics_sha256
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare.merge import statistics_sha256
-from alexnet_jax.prepare.stored_set import FORMAT
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from alexnet_jax.data.buffers import RecycledArrays
 from alexnet_jax.data.records import Records
-from alexnet_jax.prepare.workers import cores
+from alexnet_jax.host import cores
 
 Batch = dict[str, np.ndarray]
 

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.atomic import whole_files
+from alexnet_jax.host import whole_files
 from alexnet_jax.inspect.contact_sheet import Entry, contact_sheet, thumbnail
 from alexnet_jax.predict import Answer, Classifier, batches
-from alexnet_jax.prepare.images import load_image
-from alexnet_jax.prepare.sources import EXTENSIONS
+from alexnet_jax.prepare import EXTENSIONS, load_image
 
 CSV, SHEET = "predictions.csv", "predictions.png"
 TOP = 5

@@ -37,6 +37,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
       InputError: the data or the devices do not fit the config, or `workdir` holds a run.
     """
     layout = parallel.layout(config)
+    train.refuse_too_large(config, layout)
     for name in ("config.json", "metrics.jsonl", "checkpoints"):
         if (workdir / name).exists():
             raise InputError(f"--workdir={workdir} holds a run; take another for --mode=profile")
@@ -45,8 +46,8 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
     check_classes(config.model.num_classes, dataset.class_names, config.dataset.name)
     cached = {}
     if config.dataset.cache == "device":
-        device_cache.refuse_too_large(dataset, layout)
-        cached = device_cache.rows(dataset, layout)
+        device_cache.refuse_too_large(dataset, layout.shares)
+        cached = train.cached_rows(dataset, layout)
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
 
     state = layout.place(initial_state(config, dataset))

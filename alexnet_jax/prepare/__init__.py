@@ -1,5 +1,7 @@
 """Making a prepared data set: from a folder of images, scikit-learn's digits or a tfds name."""
 
+from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare.sources import EXTENSIONS, open_source
 from alexnet_jax.prepare.stored_set import check_classes, prepare
 
-__all__ = ["check_classes", "prepare"]
+__all__ = ["EXTENSIONS", "check_classes", "load_image", "open_source", "prepare"]

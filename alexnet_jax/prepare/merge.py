@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.host.disk import sync
+from alexnet_jax.data import statistics_sha256
+from alexnet_jax.host import sync
 from alexnet_jax.prepare.examples import Source
 from alexnet_jax.prepare.pixel_sums import PixelSums
 from alexnet_jax.prepare.shards import (
@@ -24,12 +25,6 @@ from alexnet_jax.prepare.shards import (
 )
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-
-
-def statistics_sha256(statistics: dict) -> str:
-    """SHA-256 of what `statistics.json` holds beside this checksum."""
-    others = {name: value for name, value in statistics.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass

@@ -24,14 +24,13 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax.data import RECORD_OPTIONS
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.disk import sync
+from alexnet_jax.host import sync
 from alexnet_jax.prepare.examples import Example
 from alexnet_jax.prepare.images import load_image
 from alexnet_jax.prepare.pixel_sums import PixelSums
 
-# JPEG does not compress further and raw pictures are for speed; groups of 1 give random access.
-RECORD_OPTIONS = "group_size:1,uncompressed"
 MAX_UNDECODABLE = 0.01  # share of all pictures that on_error='skip' may leave out
 SKIP_REMEDY = "repair or remove it, or leave such files out with --config.dataset.on_error=skip"
 MADE_WITH = {"pillow": PIL.__version__, "jpeg": PIL.features.version("libjpeg_turbo")}

@@ -36,8 +36,9 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 from tqdm import tqdm
 
+from alexnet_jax.data import FORMAT
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.disk import sync
+from alexnet_jax.host import cores, sync
 from alexnet_jax.prepare.examples import Contents, Source
 from alexnet_jax.prepare.merge import merge
 from alexnet_jax.prepare.shards import (
@@ -49,9 +50,8 @@ from alexnet_jax.prepare.shards import (
     refuse_too_many,
 )
 from alexnet_jax.prepare.sources import open_source
-from alexnet_jax.prepare.workers import cores, make_shards
+from alexnet_jax.prepare.workers import make_shards
 
-FORMAT = 2  # of the prepared directory; raised when a reader of the old one would be wrong
 SHARD_BYTES = 32 << 20  # aimed at: little to redo, and enough shards for all cores
 MAX_SHARDS = 256  # a split; each is an open file of the reader, and 1,024 are a usual limit
 PICTURES_A_PROCESS = 2000  # fewer are done in the seconds that a process takes to start

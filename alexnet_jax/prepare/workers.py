@@ -16,15 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.signals import SIGNALS
+from alexnet_jax.host import SIGNALS
 from alexnet_jax.prepare.shards import Job, make_shard
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make_shards(

@@ -1,0 +1,23 @@
+"""The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
+
+from alexnet_jax.rundir import checkpoint, quarantine, resume
+from alexnet_jax.rundir.checkpoint import Checkpoints, restore
+from alexnet_jax.rundir.metrics import MetricsWriter
+from alexnet_jax.rundir.rewind import LAST_GOOD, rewind_or_stop
+from alexnet_jax.rundir.tensorboard import scalars
+from alexnet_jax.rundir.version import VERSION, device, versions
+
+__all__ = [
+    "LAST_GOOD",
+    "VERSION",
+    "Checkpoints",
+    "MetricsWriter",
+    "checkpoint",
+    "device",
+    "quarantine",
+    "restore",
+    "resume",
+    "rewind_or_stop",
+    "scalars",
+    "versions",
+]

@@ -8,7 +8,7 @@ import subprocess
 
 import jax
 
-from alexnet_jax.prepare.workers import cores
+from alexnet_jax.host import cores
 
 VERSION = "0.1.0"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -230,7 +230,7 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     import jax
 
     from alexnet_jax import data, parallel, state, train
-    from alexnet_jax.data import prefetch
+    from alexnet_jax.data import to_devices
     from configs import alexnet
 
     config = alexnet.get_config()
@@ -241,7 +241,7 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     step = train.compiled_step(config, pictures, layout, current, {})
     host = data.train_batches(pictures, seed=0, batch_size=config.batch_size)
     shardings = step.input_shardings[0][1]
-    real = prefetch.to_devices(map(layout.shard, host), shardings)
+    real = to_devices(map(layout.shard, host), shardings)
     fixed = next(real)
     seconds: dict[str, list[float]] = {"real": [], "fixed": []}
     cpu: dict[str, list[float]] = {"real": [], "fixed": []}

@@ -31,11 +31,9 @@ sys.path.insert(0, str(ROOT))
 import jax
 
 from alexnet_jax import data, parallel, train
-from alexnet_jax.data import device_cache
 from alexnet_jax.host import heap
 from alexnet_jax.prepare import check_classes, prepare
-from alexnet_jax.rundir.metrics import MetricsWriter
-from alexnet_jax.rundir.version import device, versions
+from alexnet_jax.rundir import MetricsWriter, device, versions
 from alexnet_jax.state import initial_state
 from experiments import command_line
 
@@ -51,7 +49,7 @@ def measured(
     directory = prepare(config.dataset, num_classes=config.model.num_classes)
     dataset = data.open_dataset(directory, config.dataset.on_error)
     check_classes(config.model.num_classes, dataset.class_names, config.dataset.name)
-    cached = device_cache.rows(dataset, layout) if config.dataset.cache == "device" else {}
+    cached = train.cached_rows(dataset, layout) if config.dataset.cache == "device" else {}
     state = layout.place(initial_state(config, dataset))
     compiled = train.compiled_step(config, dataset, layout, state, cached)
     batches = train.batches(config, dataset, layout, 0, compiled.input_shardings[0][1], cached)

@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.rundir.rewind import LAST_GOOD
+from alexnet_jax.rundir import LAST_GOOD
 from experiments import command_line, trial_records, trials
 from experiments.reports import metrics
 from experiments.reports.curves import COLOURS

@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.atomic import whole_files
+from alexnet_jax.host import whole_files
 from experiments import command_line, run_directories
 from experiments.reports import metrics
 

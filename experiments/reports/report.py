@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from alexnet_jax.host.atomic import whole_files
+from alexnet_jax.host import whole_files
 from experiments import command_line, run_directories
 from experiments.reports.curves import averaged, plot
 from experiments.reports.filters import plot_filters

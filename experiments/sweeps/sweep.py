@@ -32,7 +32,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE, nearest
-from alexnet_jax.host.signals import StopRequest, as_interrupts
+from alexnet_jax.host import StopRequest, as_interrupts
 from experiments.sweeps import sweep_report
 from experiments.sweeps import sweep_space
 from experiments.sweeps import sweep_worker

@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.rundir.version import versions
-from alexnet_jax.host.atomic import whole_files
+from alexnet_jax.rundir import versions
+from alexnet_jax.host import whole_files
 from experiments.reports import metrics
 from experiments.sweeps import sweep_plots
 

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax.data import blank_batch, buffers, eval_batches, open_dataset, train_batches
-from alexnet_jax.data.prefetch import to_devices
+from alexnet_jax.data import (
+    blank_batch,
+    buffers,
+    eval_batches,
+    open_dataset,
+    to_devices,
+    train_batches,
+)
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import prepare
 from tests import runs

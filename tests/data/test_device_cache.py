@@ -36,7 +36,7 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_pat
 
 def test_each_device_holds_its_share_once(digits):
     layout = parallel.Pmap()
-    rows = device_cache.rows(digits, layout)
+    rows = layout.shard(device_cache.cached_rows(digits, layout.shares))
     assert rows["cached_image"].shape == (8, 180, 72, 72, 3)
     assert rows["cached_image"].dtype == np.uint8
     labels = [
@@ -48,7 +48,7 @@ def test_each_device_holds_its_share_once(digits):
 
 def test_a_set_that_does_not_fit_is_refused_with_the_sizes(config, tmp_path, monkeypatch):
     config.dataset.cache = "device"
-    monkeypatch.setattr(device_cache.memory, "free_bytes", lambda: 3e6)
+    monkeypatch.setattr(device_cache, "free_bytes", lambda: 3e6)
     message = r"1,438 pictures of 72 px over 8 device\(s\) take 3 MB on each, where 3 MB are free"
     with pytest.raises(InputError, match=message):
         train_and_evaluate(config, tmp_path / "run")

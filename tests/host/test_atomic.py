@@ -3,7 +3,7 @@
 import pytest
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.host.atomic import whole_files
+from alexnet_jax.host import whole_files
 
 
 def test_files_come_together_in_place_of_those_that_were_there(tmp_path):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from alexnet_jax.host.signals import StopRequest
+from alexnet_jax.host import StopRequest
 from tests import runs
 
 BUSY = """

@@ -8,8 +8,7 @@ import pytest
 
 from alexnet_jax import InputError
 from alexnet_jax import model as model_lib
-from alexnet_jax.inspect import layer_times
-from alexnet_jax.inspect.profile import profile
+from alexnet_jax.inspect import layer_times, profile
 from configs import alexnet_2012_code
 from tests.agreement import agree
 

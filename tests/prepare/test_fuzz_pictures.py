@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from alexnet_jax import InputError
 from alexnet_jax import data as data_lib
-from alexnet_jax.prepare import prepare, stored_set
-from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare import load_image, prepare, stored_set
 from tests import fuzz_files, fuzz_pictures, outcomes, runs
 from tests.generated import cases, refused
 

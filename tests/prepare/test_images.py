@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare import load_image
 from tests.prepared import noise
 
 

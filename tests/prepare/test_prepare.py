@@ -13,8 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import pixel_sums, prepare, stored_set
-from alexnet_jax.prepare.images import load_image
+from alexnet_jax.prepare import load_image, pixel_sums, prepare, stored_set
 from tests.agreement import agree
 from tests.prepared import config, contents, left_behind, make_folder, noise, stored
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax import InputError
-from alexnet_jax.rundir import checkpoint, integrity, quarantine
-from alexnet_jax.rundir.checkpoint import Checkpoints, DamagedCheckpoint
+from alexnet_jax.rundir import Checkpoints, checkpoint, integrity, quarantine
+from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
 from tests import runs

@@ -6,7 +6,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax.rundir.metrics import WINDOW, MetricsWriter
+from alexnet_jax.rundir import MetricsWriter
+from alexnet_jax.rundir.metrics import WINDOW
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax.rundir.tensorboard import scalars
+from alexnet_jax.rundir import scalars
 from experiments import kills
 from tests import runs
 from tests.agreement import agree
