@@ -12,11 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import layers
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
 from alexnet_jax.host import sync
-from alexnet_jax.layers import layer_names
+from alexnet_jax.layers import layer_names, walk
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -56,7 +55,7 @@ def validate(config: ConfigDict) -> None:
         )
     _validate_layers(config.model)
     _validate_groups(config)
-    layers.layers(config.model, config.augment.crop)
+    walk(config.model, config.augment.crop)
     _validate_schedule(config)
 
 

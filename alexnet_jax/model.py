@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from alexnet_jax.conv import conv_general_dilated
-from alexnet_jax.conv_local import ConvLocal
+from alexnet_jax.conv import ConvLocal, conv_general_dilated
 from alexnet_jax.fields import STAGES
 from alexnet_jax.ops import (
     avg_pool,
@@ -54,7 +53,7 @@ class AlexNet(nn.Module):
 
     Parameters: `layers` and, their numbers going on, the fully connected ones (conv1 to conv5, fc6
     to fc8), each `kernel` (HWIO, or in x out) and `bias`. Layers named local1, ... are
-    locally connected: a kernel for each position (conv_local.py).
+    locally connected: a kernel for each position (ConvLocal).
     """
 
     num_classes: int = 1000

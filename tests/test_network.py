@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import optim
+from alexnet_jax.layers import layer_names
 from alexnet_jax.state import abstract_state, create_state, step_key
 from alexnet_jax.train import train_step
 from configs import (
@@ -294,7 +295,7 @@ def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
             assert found[field] == values[i], field
     params = abstract_state(config).params
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == CIFAR["parameters"][i]
-    layers = config_lib.layer_names(config.model)
+    layers = layer_names(config.model)
     assert config.model.biases == (0,) * len(layers)
     for layer, decay in zip(layers, CIFAR["decays"][i], strict=True):
         assert optim.weight_decays(config, params)[layer] == {"kernel": decay, "bias": 0.0}

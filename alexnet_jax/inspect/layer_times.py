@@ -1,6 +1,5 @@
 """How long each layer takes by itself: compiled and timed one after the other."""
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -9,7 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from alexnet_jax.layers import walk
 from alexnet_jax.model import AlexNet
 
 REPEATS, SECONDS = 10, 1.0  # a measurement ends after so many calls, or three in so long a time
@@ -35,8 +36,8 @@ class _Part(AlexNet):
         return nn.relu(x) if relu else x
 
 
-def layer_times(model: AlexNet, params: Any, images: jax.Array) -> dict[str, dict[str, float]]:
-    """Return the seconds that each part of `model` takes, forward and backward, on one device.
+def layer_times(config: ConfigDict, params: Any, images: jax.Array) -> dict[str, dict[str, float]]:
+    """Return the seconds that each part of the network takes, forward and backward, on one device.
 
     A part is a layer or a stage, with the ReLU after it, which a compiler fuses with it. Each is
     compiled by itself and given what the parts before put out; `forward` keeps what the gradient
@@ -45,21 +46,20 @@ def layer_times(model: AlexNet, params: Any, images: jax.Array) -> dict[str, dic
     writes memory: the sum may be above the time of the whole.
 
     Args:
-      model: without a `column_axis`.
+      config: of the run.
       params: its parameters.
       images: (rows, crop, crop, 3) float32, the network's input.
     """
-    attributes = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    part_model = _Part(**{name: getattr(model, name) for name in attributes})
+    model = _Part(**config.model.to_dict(), dtype=jnp.dtype(config.dtype))
     times: dict[str, dict[str, float]] = {}
     x = images * model.input_scale
-    for part, relu in _parts(model):
+    for part, relu in _parts(config):
         own = {part: params[part]} if part in params else {}
 
         def forward(own: Any, x: jax.Array, part: str = part, relu: bool = relu) -> Any:
             def apply(own: Any, x: jax.Array) -> jax.Array:
                 rngs = {"dropout": jax.random.key(0)}
-                y: Any = part_model.apply({"params": own}, part, x, relu, rngs=rngs)
+                y: Any = model.apply({"params": own}, part, x, relu, rngs=rngs)
                 return y
 
             if part == model.layers[0]:  # nothing is before it
@@ -88,15 +88,9 @@ def seconds(function: Callable, *arguments: Any) -> float:
     return statistics.median(each)
 
 
-def _parts(model: AlexNet) -> list[tuple[str, bool]]:
+def _parts(config: ConfigDict) -> list[tuple[str, bool]]:
     """Return (name, whether a ReLU follows) of the parts in order."""
-    names: list[str] = []
-    for i, layer in enumerate(model.layers):
-        names += [layer, *(f"{stage}{i + 1}" for stage in model.stages[i])]
-    for i in range(len(model.hidden)):
-        number = len(model.layers) + i + 1
-        names += [f"fc{number}", f"relu{number}", f"dropout{number}"]
-    names.append(f"fc{len(model.layers) + len(model.hidden) + 1}")
+    names = [part.name for part in walk(config.model, config.augment.crop)]
     follows = [name.startswith("relu") for name in names[1:]] + [False]
     pairs = zip(names, follows, strict=True)
     return [(name, relu) for name, relu in pairs if not name.startswith("relu")]

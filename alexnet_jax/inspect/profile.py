@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, data, optim, parallel, train
 from alexnet_jax import config as config_lib
-from alexnet_jax import model as model_lib
 from alexnet_jax.data import device_cache
 from alexnet_jax.errors import InputError
 from alexnet_jax.inspect.layer_times import layer_times, seconds
@@ -128,7 +127,7 @@ def _parts(
     images = jnp.asarray(batch["image"])
     augment_jit, update_jit = jax.jit(augmented), jax.jit(updated)
     times = {"augment": {"forward": seconds(augment_jit, images)}}
-    times |= layer_times(model_lib.from_config(config), state.params, augment_jit(images))
+    times |= layer_times(config, state.params, augment_jit(images))
     for of_part in times.values():  # a part of the batch is computed so many times a step
         for name in of_part:
             of_part[name] *= config.accumulate_steps

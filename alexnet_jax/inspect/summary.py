@@ -1,13 +1,8 @@
-"""The layer table: what each layer puts out, how many parameters and multiply-adds it has."""
+"""The layer table: the output, parameters and multiply-adds of each layer."""
 
-import math
-
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import model as model_lib
+from alexnet_jax.layers import walk
 
 HEADER = ("layer", "output", "parameters", "multiply-adds", "activations")
 
@@ -19,41 +14,18 @@ def summary(config: ConfigDict) -> str:
     convolutional and fully connected layers, as the paper does (section 3.5); multiply-adds are
     those of their kernels.
     """
-    model = model_lib.from_config(config)
     crop = config.augment.crop
-    images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-    _, variables = jax.eval_shape(
-        lambda images: model.init_with_output(
-            jax.random.key(0),
-            images,
-            capture_intermediates=True,
-            mutable=["params", "intermediates"],
-        ),
-        images,
-    )
-    captured = variables["intermediates"]
-    maps = {"input": (crop, crop, 3)}
-    for i, layer in enumerate(config_lib.layer_names(config.model)):
-        maps[layer] = captured[layer]["__call__"][0].shape[1:]
-        stages = config.model.stages[i] if i < len(config.model.stages) else ()
-        for stage in stages:
-            if stage != "relu":
-                maps[f"{stage}{i + 1}"] = captured[f"{stage}{i + 1}"][0].shape[1:]
-
-    rows, totals = [], [0, 0, 0]
-    for layer, shape in maps.items():
+    rows: list[tuple[str, ...]] = [("input", f"{crop}x{crop}x3", "", "", "")]
+    totals = [0, 0, 0]
+    for part in walk(config.model, crop):
         counts = [0, 0, 0]
-        if layer in variables["params"]:
-            kernel, bias = (variables["params"][layer][p].shape for p in ("kernel", "bias"))
-            # Each element of a shared kernel serves every position of the output once.
-            positions = 1 if layer.startswith("local") else math.prod(shape[:-1])
-            counts = [
-                math.prod(kernel) + math.prod(bias),
-                math.prod(kernel) * positions,
-                math.prod(shape),
-            ]
-            totals = [t + c for t, c in zip(totals, counts, strict=True)]
-        rows.append((layer, "x".join(map(str, shape)), *(f"{c:,}" if c else "" for c in counts)))
+        if part.kernel:
+            counts = [part.parameters, part.multiply_adds, part.activations]
+        elif part.name.startswith(("relu", "dropout")):  # neither changes the shape
+            continue
+        totals = [t + c for t, c in zip(totals, counts, strict=True)]
+        shape = "x".join(map(str, part.output))
+        rows.append((part.name, shape, *(f"{c:,}" if c else "" for c in counts)))
     rows.append(("total", "", *(f"{t:,}" for t in totals)))
 
     widths = [max(len(row[i]) for row in [HEADER, *rows]) for i in range(len(HEADER))]

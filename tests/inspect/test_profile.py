@@ -19,6 +19,7 @@ def test_the_parts_one_after_the_other_are_the_network(config, monkeypatch):
     config.model.features, config.model.hidden = (8, 8, 8, 8, 8), (16, 16)
     config.model.num_classes = 10
     config.model.dropout = 0.0
+    config.augment.crop = 67
     images = np.random.default_rng(0).normal(0, 50, (4, 67, 67, 3)).astype(np.float32)
     model = model_lib.from_config(config)
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
@@ -32,7 +33,7 @@ def test_the_parts_one_after_the_other_are_the_network(config, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(layer_times, "seconds", call_once)
-    times = layer_times.layer_times(model, params, images)
+    times = layer_times.layer_times(config, params, images)
     apply = jax.jit(lambda params: model.apply({"params": params}, images, train=True))
     logits, pullback = jax.vjp(apply, params)
     agree(outputs[-1], logits, rtol=1e-6, what="logits")
