@@ -67,7 +67,7 @@ def walk(model: ConfigDict, crop: int) -> list[Part]:
     Raises InputError where the crop is too small for one of them, or one is too large to exist.
     """
     parts: list[Part] = []
-    shape = (crop, crop, 3)
+    shape: tuple[int, ...] = (crop, crop, 3)
     for i in range(len(model.layers)):
         for part in _convolution(model, i, shape):
             if min(part.output) < 1:
