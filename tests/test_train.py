@@ -414,7 +414,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
         train_and_evaluate(config, tmp_path)
     assert restore(tmp_path)[2].to_dict() == restored.to_dict()
     (tmp_path / "checkpoints" / "60" / "metrics" / "metrics").write_text("")
-    with pytest.raises(InputError, match="holds a damaged checkpoint"):
+    with pytest.raises(InputError, match="checkpoints/60 cannot be restored"):
         restore(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "metrics")
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "state")
