@@ -127,7 +127,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        outside = error if _says_nothing_of_the_content(error) else _unreadable(path)
+        outside = _unreadable(path) or (error if _says_nothing_of_the_content(error) else None)
         cause = outside or error
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
         if outside is not None:
