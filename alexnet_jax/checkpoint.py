@@ -110,7 +110,9 @@ class Checkpoints:
         finally:
             self._reader.close()
             del self._writer  # and what it knows of a failed save
-            if self._save_failed:  # threads of it may speak up as long as the process lives
+            # Threads of a failed save may speak up, and write, as long as the process lives: the
+            # number of the descriptor must not become another directory's.
+            if self._save_failed:
                 quiet.for_good(self._quiet, error)
             else:
                 self._quiet.__exit__(None, None, None)
