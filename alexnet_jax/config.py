@@ -180,8 +180,16 @@ def load(path: pathlib.Path) -> ConfigDict:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it or take another run") from None
-    validate(config)
+    validate_read(config, path)
     return config
+
+
+def validate_read(config: ConfigDict, path: pathlib.Path) -> None:
+    """Raise InputError, naming `path` as well, unless the config that was read there is valid."""
+    try:
+        validate(config)
+    except InputError as error:
+        raise InputError(f"{path} holds a config that cannot be used: {error}") from error
 
 
 def from_dict(tree: dict) -> ConfigDict:

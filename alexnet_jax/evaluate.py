@@ -15,7 +15,7 @@ from alexnet_jax import data, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop, StopRequest
-from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import is_prepared, prepare
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import TrainState
 from alexnet_jax.step import eval_step
@@ -95,7 +95,8 @@ def evaluate_checkpoint(
 
     Args:
       workdir: the directory of a run, finished or not.
-      config: where given, its `dataset` and `batch_size` are used in place of the run's.
+      config: where given, its `dataset` and `batch_size` are used in place of the run's. Without
+        it nothing is downloaded or prepared: a run may be a stranger's.
 
     Returns:
       `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error` and
@@ -107,6 +108,11 @@ def evaluate_checkpoint(
     trained, state, run = checkpoint.load(workdir)
     if config is None:
         config = trained
+        if not is_prepared(config.dataset):
+            raise InputError(
+                f"{workdir} was trained on {config.dataset.name!r}, which is not prepared in"
+                f" {config.dataset.data_dir}; give --config=... for what to evaluate it on"
+            )
     config_lib.refuse_changes(
         trained, config, workdir, only=("model.", "augment.", "dataset.image_size", "dtype")
     )

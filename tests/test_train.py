@@ -267,8 +267,11 @@ def test_a_finished_run_answers_with_its_result_and_may_be_made_longer(config, t
     finished = train_and_evaluate(config, tmp_path)
     assert train_and_evaluate(config, tmp_path) == finished
     (tmp_path / "result.json").write_text('{"step": 2}')  # damaged: made anew
+    written = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(written.replace('"seed": 0', '"seed": 7'))  # as well
     again = train_and_evaluate(config, tmp_path)
     assert again["ten_crop_top1_error"] == finished["ten_crop_top1_error"]
+    assert (tmp_path / "config.json").read_text() == written
     config.num_steps = 3
     assert train_and_evaluate(config, tmp_path)["step"] == 3
     config.num_steps = 2  # not shorter
@@ -415,7 +418,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
         train_and_evaluate(config, tmp_path)
     assert restore(tmp_path)[2].to_dict() == restored.to_dict()
     (tmp_path / "checkpoints" / "60" / "metrics" / "metrics").write_text("")
-    with pytest.raises(InputError, match="holds a damaged checkpoint"):
+    with pytest.raises(InputError, match="checkpoints/60 cannot be restored"):
         restore(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "metrics")
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "state")

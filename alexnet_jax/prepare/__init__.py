@@ -2,6 +2,6 @@
 
 from alexnet_jax.prepare.images import load_image
 from alexnet_jax.prepare.sources import EXTENSIONS, open_source
-from alexnet_jax.prepare.stored_set import check_classes, prepare
+from alexnet_jax.prepare.stored_set import check_classes, is_prepared, prepare
 
-__all__ = ["EXTENSIONS", "check_classes", "load_image", "open_source", "prepare"]
+__all__ = ["EXTENSIONS", "check_classes", "is_prepared", "load_image", "open_source", "prepare"]

@@ -77,18 +77,8 @@ def prepare(
         written or is full, a share that is none. Only finished shards stay, for the next call.
     """
     mine = _parse(share)
-    source = open_source(dataset)
-    identity = {
-        "format": FORMAT,
-        "source": source.fingerprint,
-        "image_size": dataset.image_size,
-        "encoding": dataset.encoding,
-        "jpeg_quality": dataset.jpeg_quality if dataset.encoding == "jpeg" else None,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    name = re.sub(r"[^\w.-]+", "_", source.name)
-    root = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
-    directory = root / f"{name}-{dataset.image_size}px-{dataset.encoding}-{digest}"
+    source, identity, directory = _located(dataset)
+    root = directory.parent
     if not directory.is_dir():
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -103,6 +93,32 @@ def prepare(
     if directory.is_dir():
         _accept(directory, dataset.on_error)
     return directory
+
+
+def is_prepared(dataset: ml_collections.ConfigDict) -> bool:
+    """Whether `prepare` would find the set of `config.dataset` made; nothing is written for that.
+
+    Raises InputError where there is no such source.
+    """
+    _, _, directory = _located(dataset)
+    return directory.is_dir()
+
+
+def _located(dataset: ml_collections.ConfigDict) -> tuple[Source, dict, pathlib.Path]:
+    """The source of `config.dataset`, what identifies the prepared set, and its directory."""
+    source = open_source(dataset)
+    identity = {
+        "format": FORMAT,
+        "source": source.fingerprint,
+        "image_size": dataset.image_size,
+        "encoding": dataset.encoding,
+        "jpeg_quality": dataset.jpeg_quality if dataset.encoding == "jpeg" else None,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = re.sub(r"[^\w.-]+", "_", source.name)
+    root = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+    directory = root / f"{name}-{dataset.image_size}px-{dataset.encoding}-{digest}"
+    return source, identity, directory
 
 
 def check_classes(num_classes: int, class_names: Sequence[str], name: str) -> None:

@@ -4,10 +4,16 @@ A checkpoint holds one unreplicated copy of the state, so that it can be restore
 devices, and beside it, as JSON, what the state does not say: config, class names, metrics and
 seconds so far, format, the code's version, and shape, type and checksum of every array, for a
 flipped bit would go unnoticed.
+
+Orbax writes what a checkpoint holds. Which checkpoints there are is asked of the directory each
+time, for a trainer may save and delete beside a reader: a checkpoint has its name when it is whole,
+and loses it before anything of it is deleted.
 """
 
 import contextlib
+import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,9 +22,7 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
@@ -28,6 +32,13 @@ from alexnet_jax.rundir import integrity, quarantine
 from alexnet_jax.rundir.integrity import DamagedCheckpoint
 from alexnet_jax.rundir.version import versions
 from alexnet_jax.state import TrainState, abstract_state
+
+_REMOVED = ".removed"  # the suffix of a checkpoint that is being deleted
+_UNFINISHED = ".orbax-checkpoint-tmp"  # orbax's, of one that is being written
+
+
+class NoSuchStep(InputError):
+    """There is no checkpoint of that step, or none any more."""
 
 
 def _goodness(metrics: dict[str, float | None] | None) -> float:
@@ -44,44 +55,41 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
         self.path = workdir / "checkpoints"
+        _steps(self.path)  # which says if it cannot be read
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a directory; take another --workdir")
-        keep = [
-            checkpoint_managers.LatestN(2),
-            checkpoint_managers.BestN(get_metric_fn=_goodness, n=1),
-        ]
         versions()  # git is asked once, and not in the middle of the training
         me = jax.process_index()
         read_only = read_only or me != 0
         if not read_only:
-            quarantine.move_unreadable_metrics(self.path)
-            self.path.mkdir(exist_ok=True)  # orbax leaves that to us where processes are named
+            self.path.mkdir(exist_ok=True)
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise InputError(f"{self.path} cannot be written; give this user the right to")
+            for path in list(self.path.iterdir()):  # what a kill has left of a save or a deletion
+                if path.name.endswith((_REMOVED, _UNFINISHED)):
+                    shutil.rmtree(path, ignore_errors=True)
         processes.from_first(None)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
-        try:
-            self._manager = ocp.CheckpointManager(
-                self.path.absolute(),
-                item_names=("state", "run"),
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                    best_fn=_goodness,
-                    read_only=read_only,
-                    create=False,
-                    cleanup_tmp_directories=not read_only,  # what a kill has left of a save
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(
-                        primary_host=me, active_processes={me}
-                    ),
-                ),
-            )
-        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self.path} holds a damaged checkpoint ({reason}); remove the directory of the"
-                " step whose metrics or metadata are no JSON"
-            ) from error
-        finally:
-            logging.set_verbosity(verbosity)
+        self._descriptor, self._directory = _for_orbax(self.path)
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        self._reader = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
+        self._writer = None if read_only else self._new_writer(alone)
+        self._saving = -1, -float("inf")  # step and goodness of the last save
+
+    def _new_writer(self, alone: ocp.options.MultiprocessingOptions) -> ocp.AsyncCheckpointer:
+        whole = ocp.AsyncOptions(post_finalization_callback=self._accept)
+        handler = ocp.CompositeCheckpointHandler(
+            "state",
+            "run",
+            # Read by the version before, which chose what to keep by them.
+            metrics=ocp.JsonCheckpointHandler("metrics", multiprocessing_options=alone),
+            composite_options=ocp.CompositeOptions(
+                multiprocessing_options=alone, async_options=whole
+            ),
+        )
+        return ocp.AsyncCheckpointer(handler, async_options=whole, multiprocessing_options=alone)
 
     def __enter__(self) -> Self:
         self._save_failed = False
@@ -93,18 +101,24 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
         try:
-            with self._writing():
-                self._manager.close()
+            if self._writer is not None:
+                with self._writing():
+                    self._writer.close()
         except InputError as of_close:
             error = error or of_close
             if kind is None:  # else what went wrong first is what counts
                 raise
         finally:
-            del self._manager  # and what it knows of a failed save
-            if self._save_failed:  # threads of it may speak up as long as the process lives
+            self._reader.close()
+            del self._writer  # and what it knows of a failed save
+            # Threads of a failed save may speak up, and write, as long as the process lives: the
+            # number of the descriptor must not become another directory's.
+            if self._save_failed:
                 quiet.for_good(self._quiet, error)
             else:
                 self._quiet.__exit__(None, None, None)
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -114,8 +128,9 @@ class Checkpoints:
             self._save_failed = True
             words = getattr(error, "strerror", None) or str(error)
             reason = " ".join(words.split())[-100:].rpartition(": ")[2]  # the innermost
+            remedy = integrity.remedy(error) or "when that is mended"
             raise InputError(
-                f"cannot write {self.path} ({reason}): make room there; the same command continues"
+                f"cannot write {self.path} ({reason}): {remedy}; the same command continues"
             ) from error
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
@@ -128,8 +143,9 @@ class Checkpoints:
         for name, leaf in integrity.named_arrays(state):
             if name.startswith(("params", "opt_state")) and not np.isfinite(leaf).all():
                 raise NotFinite(f"step {step}: {name} is not finite after the update", since=step)
-        if jax.process_index() != 0:
+        if self._writer is None:
             return
+        self.wait()
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.path).free
         if needed > free:  # known beforehand, orbax's threads need not fail one by one
@@ -137,52 +153,86 @@ class Checkpoints:
                 f"cannot write {self.path}: a checkpoint needs {needed / 1e6:,.0f} MB, free are"
                 f" {free / 1e6:,.0f} MB: make room there; the same command continues"
             )
-        kept = self._manager.all_steps()
+        kept = _steps(self.path)
         if step in kept:  # saved when a stop came before its evaluation, which is made up now
             if len(kept) == 1:
                 return  # never without a checkpoint, even for a moment
-            self._manager.delete(step)
+            self._remove(step)
         run = integrity.sealed(run, state)  # a copy: it is written while the run goes on
+        self._saving = step, _goodness(run["validation"])
         with self._writing():
-            self._manager.save(
-                step,
+            self._writer.save(
+                self._directory / str(step),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     run=ocp.args.JsonSave(run),
+                    metrics=ocp.args.JsonSave(
+                        {"top1_error": (run["validation"] or {}).get("top1_error")}
+                    ),
                 ),
-                # Always given, for orbax warns of a save without metrics.
-                metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
             )
+
+    def _accept(self) -> None:
+        """Read back what was saved, and delete what need not be kept when it counts.
+
+        Orbax calls this in its thread before it gives the checkpoint its name. What raises here is
+        a save that failed: nothing is deleted, and what was written never gets its name.
+        """
+        step, goodness = self._saving
+        integrity.read_back(self._directory / f"{step}{_UNFINISHED}")
+        self._remove_all_but_the_best_and_two({step: goodness})
+
+    def _remove_all_but_the_best_and_two(self, unfinished: dict[int, float]) -> None:
+        """Delete what is neither the best nor of the two latest, `unfinished` included.
+
+        What cannot be read is neither counted nor deleted.
+        """
+        goodness = dict(unfinished)
+        for step in _steps(self.path):
+            with contextlib.suppress(InputError):
+                goodness[step] = self._goodness(step)
+        kept = {*sorted(goodness)[-2:], max(goodness, key=lambda step: (goodness[step], step))}
+        for step in goodness.keys() - kept:
+            self._remove(step)
+
+    def _goodness(self, step: int) -> float:
+        return _goodness(self.restore_run(step)["validation"])
+
+    def _remove(self, step: int) -> None:
+        removed = self.path / f"{step}{_REMOVED}"
+        (self.path / str(step)).rename(removed)  # so that nobody takes what is left for it
+        shutil.rmtree(removed, ignore_errors=True)
 
     def check(self) -> None:
         """Raise InputError if the save in flight has failed already; wait for nothing."""
-        with self._writing():
-            self._manager.check_for_errors()
+        if self._writer is not None:
+            with self._writing():
+                self._writer.check_for_errors()
 
     def wait(self) -> None:
         """Wait for the save in flight. Raises InputError where it cannot be written."""
-        with self._writing():
-            self._manager.wait_until_finished()
+        if self._writer is not None:
+            with self._writing():
+                self._writer.wait_until_finished()
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
         self.wait()
-        return processes.from_first(self._manager.latest_step())
+        return processes.from_first(max(_steps(self.path), default=None))
 
     def newest_before(self, step: int) -> int | None:
         """Return the step of the newest checkpoint that is older than `step`, or None."""
         self.wait()
-        older = (kept for kept in self._manager.all_steps() if kept < step)
+        older = (kept for kept in _steps(self.path) if kept < step)
         return processes.from_first(max(older, default=None))
 
     def set_diverged_aside(self, since: int) -> None:
         """Move the checkpoints of step `since` and later, which led to NaN, out of the way."""
         self.wait()
         if jax.process_index() == 0:
-            for step in self._manager.all_steps():
+            for step in _steps(self.path):
                 if step >= since:
                     quarantine.move(self.path / str(step), quarantine.DIVERGED)
-            self._manager.reload()
         processes.from_first(None)  # the others go on when it is done
 
     def best(self, *, of_all: bool = False) -> int | None:
@@ -192,18 +242,19 @@ class Checkpoints:
         """
         self.wait()
 
-        def goodness(step: int) -> tuple[float, int]:
-            try:
-                return _goodness(self.restore_run(step)["validation"]), step
-            except DamagedCheckpoint as error:
-                if of_all:
-                    raise
-                print(f"warning: {error}", file=sys.stderr)
-                return -float("inf"), -1
-
         best = None
         if jax.process_index() == 0:  # the others may list what it has deleted meanwhile
-            best = max(self._manager.all_steps(), key=goodness, default=None)
+            goodness: dict[int, float] = {}
+            for step in _steps(self.path):
+                try:
+                    goodness[step] = self._goodness(step)
+                except NoSuchStep:
+                    continue
+                except DamagedCheckpoint as error:
+                    if of_all:
+                        raise
+                    print(f"warning: {error}", file=sys.stderr)
+            best = max(goodness, key=lambda step: (goodness[step], step), default=None)
         return processes.from_first(best)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -218,56 +269,117 @@ class Checkpoints:
           DamagedCheckpoint: it cannot be read, or is not what was saved.
         """
         run = self.restore_run(step)
-        arrays, path = run.pop("arrays"), self.path / str(step)
-        integrity.refuse_another_network(path, arrays, abstract)
+        arrays = run.pop("arrays")
+        integrity.refuse_another_network(self.path / str(step), arrays, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
         )
-        with integrity.reading(path):
-            whole = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            state = self._manager.restore(step, args=whole).state
+        with self._reading(step):
+            saved = self._directory / str(step) / "state"
+            state = self._reader.restore(saved, args=ocp.args.StandardRestore(target))
             integrity.check_state(state, step, arrays)
         return state, run
 
     def restore_run(self, step: int) -> dict[str, Any]:
         """Return the JSON of `step` alone. Raises as `restore`, and where there is no such step."""
-        if step not in self._manager.all_steps():
-            kept = ", ".join(str(s) for s in self._manager.all_steps())
-            raise InputError(f"{self.path} holds no checkpoint of step {step}; it holds {kept}")
+        with self._reading(step) as path:
+            return integrity.read_run(path)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[pathlib.Path]:
+        """As integrity.reading, but of what was deleted meanwhile say that it is not there."""
         path = self.path / str(step)
-        with integrity.reading(path):
-            only_run = ocp.args.Composite(run=ocp.args.JsonRestore())
-            return integrity.opened(self._manager.restore(step, args=only_run).run, path)
+        before = _inode(path)
+        try:
+            if step not in (kept := _steps(self.path)):
+                raise NoSuchStep(_no_such_step(self.path, step, kept))
+            with integrity.reading(path):
+                yield path
+        except DamagedCheckpoint:
+            if _inode(path) != before:
+                raise NoSuchStep(_no_such_step(self.path, step, _steps(self.path))) from None
+            raise
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Return `restore` of the newest checkpoint that is whole, or None if there is none at all.
 
-        One that is damaged is moved out of the way, with a warning that names it. Raises
-        InputError where all of them are.
+        One that is damaged is moved out of the way, with a warning that names it, and what a kill
+        has kept from being deleted is deleted. Raises InputError where all of them are damaged.
         """
         newest = self._newest_whole(abstract) if jax.process_index() == 0 else None
         step = processes.from_first(int(newest[0].step) if newest else None)
         if newest is None and step is not None:
-            self._manager.reload()
             newest = self.restore(step, abstract)
         return newest
 
     def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        set_aside = False
-        while (step := self._manager.latest_step()) is not None:
+        newest = None
+        for step in reversed(_steps(self.path)):
             try:
-                return self.restore(step, abstract)
+                if newest is None:
+                    newest = self.restore(step, abstract)
+                else:
+                    self._goodness(step)
             except DamagedCheckpoint as error:
-                set_aside = True
                 quarantine.move_damaged(self.path / str(step), str(error.__cause__))
-                self._manager.reload()
+            except InputError:
+                if newest is None:
+                    raise
+        if newest is not None:
+            self._remove_all_but_the_best_and_two({})
+            return newest
         damaged, diverged = (
             self.path.parent / name for name in (quarantine.DAMAGED, quarantine.DIVERGED)
         )
-        if set_aside or (damaged.exists() and not diverged.exists()):
+        if damaged.exists() and not diverged.exists():
             raise InputError(f"{self.path}: every checkpoint is damaged; take another --workdir")
         return None
+
+
+def _steps(path: pathlib.Path) -> list[int]:
+    """Return the steps of which there are checkpoints in the directory `path` now, ascending."""
+    with integrity.reading(path):
+        try:
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in entries if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def _inode(path: pathlib.Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _no_such_step(path: pathlib.Path, step: int, kept: list[int]) -> str:
+    return (
+        f"{path} holds no checkpoint of step {step}; it holds {', '.join(map(str, kept)) or 'none'}"
+    )
+
+
+def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
+    """Return a name of the directory `path` that orbax can use, and the descriptor that it needs.
+
+    Orbax takes the directory for a pattern (in `ocdbt_utils.merge_ocdbt_per_process_files`) and
+    saves nothing that can be read where it does not match itself, or saves what other directories
+    hold as well; tensorstore takes a backslash for a slash, and names for UTF-8.
+    """
+    name = str(path.absolute())
+    if not re.search(r"[][?*\\\ud800-\udfff]", name) or not path.exists():
+        return None, path.absolute()
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    unnamed = pathlib.Path(f"/proc/self/fd/{descriptor}")
+    if not unnamed.exists():
+        os.close(descriptor)
+        raise InputError(
+            f"{path}: on this system no checkpoint can be saved or read where the path holds any of"
+            " [ ] ? * \\ or what is not UTF-8; take another --workdir"
+        )
+    return descriptor, unnamed
 
 
 def load(
@@ -278,6 +390,7 @@ def load(
     Raises InputError where `workdir` is no run directory or holds no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
+    _steps(workdir / "checkpoints")  # which says if it cannot be read
     if not (workdir / "checkpoints").is_dir():
         begun = (workdir / "config.json").exists()
         reason = "holds no checkpoint yet" if begun else "is not a run directory"
@@ -285,16 +398,39 @@ def load(
     if isinstance(step, str) and step not in ("best", "latest"):
         raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        number: int | str | None = step
-        if isinstance(step, str):
+        while isinstance(step, str):
             newest = step == "latest"
             number = checkpoints.latest() if newest else checkpoints.best(of_all=True)
-        if number is None:
-            raise InputError(f"{workdir} holds no checkpoint yet; train it first")
-        config = config_lib.from_dict(checkpoints.restore_run(int(number))["config"])
-        config_lib.validate(config)
-        state, run = checkpoints.restore(int(number), abstract_state(config))
+            if number is None:
+                raise InputError(f"{workdir} holds no checkpoint yet; train it first")
+            with contextlib.suppress(NoSuchStep):  # a run has deleted it, and has others by now
+                return _load(checkpoints, number)
+        return _load(checkpoints, int(step))
+
+
+def _load(checkpoints: Checkpoints, step: int) -> tuple[ConfigDict, TrainState, dict[str, Any]]:
+    config = config_of(checkpoints.restore_run(step), checkpoints.path / str(step))
+    state, run = checkpoints.restore(step, abstract_state(config))
     return config, state, run
+
+
+def config_of(run: dict[str, Any], path: pathlib.Path) -> ConfigDict:
+    """Return the config in the JSON `run` of the checkpoint `path`.
+
+    Raises InputError, naming the path, where this version cannot use it.
+    """
+    config = config_lib.from_dict(run["config"])
+    config_lib.validate_read(config, path)
+    return config
+
+
+def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """Return the config of the newest checkpoint whose JSON can be read, None if there is none."""
+    path = workdir / "checkpoints"
+    for step in reversed(_steps(path)):
+        with contextlib.suppress(DamagedCheckpoint), integrity.reading(path / str(step)):
+            return config_of(integrity.read_run(path / str(step)), path / str(step))
+    return None
 
 
 def restore(

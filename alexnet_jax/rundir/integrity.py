@@ -5,7 +5,9 @@ format or network, which is whole.
 """
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore  # which orbax writes arrays with
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.rundir.version import versions
@@ -50,11 +53,14 @@ def sealed(run: dict[str, Any], state: TrainState) -> dict[str, Any]:
     return run | {"crc32": _checksum(run)}
 
 
-def opened(run: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+def read_run(path: pathlib.Path) -> dict[str, Any]:
     """Return what `sealed` gave for the checkpoint `path`, as it was before its checksum.
 
     Raises InputError where it is of another format, ValueError where the checksum is wrong.
     """
+    run = json.loads((path / "run" / "metadata").read_text())
+    with contextlib.suppress(FileNotFoundError):  # they are in `run` as well
+        json.loads((path / "metrics" / "metrics").read_text())
     if run["format"] != FORMAT:
         raise InputError(
             f"{path} has format {run['format']}, this version reads {FORMAT}; use the version that"
@@ -64,6 +70,25 @@ def opened(run: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     if run["crc32"] != _checksum(content):
         raise ValueError("the checksum of its JSON is wrong")
     return content
+
+
+def read_back(path: pathlib.Path) -> None:
+    """Raise unless the checkpoint `path`, just written, can be found again by whoever restores it.
+
+    Read are its JSON, and of every array that is named there whether the index of the arrays has
+    its shape and its data. Not the data: that is as much as was written, in the middle of the
+    training, and from memory, where a disk's faults do not show; `check_state` reads them when the
+    checkpoint is used. It takes milliseconds, whatever the size.
+    """
+    arrays = read_run(path)["arrays"]
+    base = {"driver": "file", "path": f"{path}/state/"}
+    index = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    found = {key.decode() for key in index.list().result()}  # 'params.conv1.bias/.zarray', '.../0'
+    with_data = {key.rpartition("/")[0] for key in found if not key.endswith("/.zarray")}
+    for name in arrays:
+        key = name.replace("/", ".")
+        if f"{key}/.zarray" not in found or key not in with_data:
+            raise ValueError(f"{name} is not there when step {path.stem} is read back")
 
 
 def check_state(state: TrainState, step: int, arrays: dict[str, Any]) -> None:
@@ -102,11 +127,13 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if _says_nothing_of_the_content(error):
+        outside = _unreadable(path) or (error if _says_nothing_of_the_content(error) else None)
+        cause = outside or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+        if outside is not None:
             raise InputError(
-                f"{path} cannot be read now ({reason}); it stays where it is: when that is mended"
-                " the same command continues"
+                f"{path} cannot be read now ({reason}); it stays where it is:"
+                f" {remedy(outside) or 'when that is mended'}; the same command continues"
             ) from error
         raise DamagedCheckpoint(
             f"{path} cannot be restored ({reason}); take another step, or continue the training: it"
@@ -114,12 +141,68 @@ def reading(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+_HANDLES = "raise the limit of open files (ulimit -n)"
+_RIGHTS = "give this user the right to it"
+_ROOM = "make room there"
+_REMEDIES = {
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
+    errno.ENOMEM: "free memory",
+    errno.EROFS: "make that file system writable",
+    errno.EIO: "see to that disk",
+}
+
+
+def remedy(error: BaseException) -> str | None:
+    """Return what to do about `error` of the system, in words; None if it is of another kind."""
+    number = _number(error)
+    return None if number is None else _REMEDIES[number]
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the errno of an error that is none of the content's.
+
+    Tensorstore's are ValueErrors that name it in their text.
+    """
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _REMEDIES else None
+    text = str(error)
+    named = (number for number in _REMEDIES if os.strerror(number) in text)
+    codes = {"PERMISSION_DENIED": errno.EACCES, "RESOURCE_EXHAUSTED": errno.ENOMEM}
+    return next(named, next((codes[code] for code in codes if code in text), None))
+
+
 def _says_nothing_of_the_content(error: Exception) -> bool:
     """Return whether reading failed for want of memory, files, rights, or a disk that answers."""
-    if isinstance(error, OSError):
-        missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-        return error.errno is not None and not isinstance(error, missing)
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    missing = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, OSError) and not isinstance(error, missing) and error.errno is not None:
+        return True
+    return _number(error) is not None
+
+
+def _unreadable(path: pathlib.Path) -> OSError | None:
+    """Return why a file or folder below `path` cannot be opened, None if all can be.
+
+    What may not be looked into orbax takes for missing.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for folder, _, files in os.walk(path, onerror=fail):
+            for file in files:
+                os.close(os.open(pathlib.Path(folder, file), os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return error if _says_nothing_of_the_content(error) else None
+    return None
 
 
 def _checksum(run: dict[str, Any]) -> int:

@@ -1,7 +1,6 @@
 """Checkpoints that are moved out of the way, never deleted: damaged ones, those that led to NaN."""
 
 import itertools
-import json
 import pathlib
 import sys
 
@@ -27,14 +26,3 @@ def move_damaged(checkpoint: pathlib.Path, reason: str) -> None:
         f" ({' '.join(reason.split())[:200]}); going on from the checkpoint before it",
         file=sys.stderr,
     )
-
-
-def move_unreadable_metrics(checkpoints: pathlib.Path) -> None:
-    """Move checkpoints out of the way with whose metrics orbax could not even begin."""
-    for metrics in checkpoints.glob("*/metrics/metrics"):
-        checkpoint = metrics.parents[1]
-        try:
-            json.loads(metrics.read_text())
-        except (ValueError, OSError, RecursionError) as error:
-            if checkpoint.name.isdigit():  # else it is what a kill has left of a save
-                move_damaged(checkpoint, f"{metrics}: {error}")

@@ -113,12 +113,25 @@ def _refuse_another_run(
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raise InputError unless a run of `config` can begin or go on in `workdir`."""
+    """Raise InputError unless a run of `config` can begin or go on in `workdir`.
+
+    Before any data are prepared; `begin` looks into the checkpoints. Where config.json is lost,
+    damaged or changed, the config of the newest checkpoint counts.
+    """
     existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"--workdir={workdir} cannot be made or written: see {existing}")
-    if (workdir / "config.json").exists():
-        config_lib.refuse_changes(config_lib.load(workdir / "config.json"), config, workdir)
+    try:
+        written = config_lib.load(workdir / "config.json")
+    except InputError:
+        return
+    try:
+        config_lib.refuse_changes(written, config, workdir)
+    except InputError:
+        saved = checkpoint.newest_config(workdir)
+        if saved is None:
+            raise
+        config_lib.refuse_changes(saved, config, workdir)
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def test_what_cannot_be_read_just_now_is_not_taken_for_damage(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp.CheckpointManager, "restore", fails)
+        patch.setattr(checkpoint.ocp.Checkpointer, "restore", fails)
         with pytest.raises(InputError, match="checkpoints/6 cannot be read now") as caught:
             train_and_evaluate(config, tmp_path / "run")
         assert not isinstance(caught.value, DamagedCheckpoint)
