@@ -1,6 +1,7 @@
 """Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
 
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -104,17 +105,29 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def plateau(
+    *, factor: float, patience: int, rtol: float, min_scale: float
+) -> optax.GradientTransformationExtraArgs:
     """Return the transformation whose state holds the scale of the learning rate.
 
-    Its `update(updates, state, value=error)` is called once an evaluation with the validation
-    error: after `config.patience` evaluations in a row that did not lower the best error by the
-    relative `config.rtol`, `state.scale` is multiplied by `config.factor`, down to
-    `config.min_scale`.
+    The arguments are the fields of `config.plateau`; `plateau_after` says what they mean.
     """
     return optax.contrib.reduce_on_plateau(
-        factor=config.factor,
-        patience=config.patience,
-        rtol=config.rtol,
-        min_scale=config.min_scale,
+        factor=factor, patience=patience, rtol=rtol, min_scale=min_scale
     )
+
+
+# Compiled once for a run: optax's rule holds a lax.cond, which would be compiled at each call.
+@functools.partial(jax.jit, static_argnames=("factor", "patience", "rtol", "min_scale"))
+def plateau_after(
+    state: Any, error: Any, *, factor: float, patience: int, rtol: float, min_scale: float
+) -> Any:
+    """Return the plateau's state after an evaluation whose validation error is `error`.
+
+    After `patience` evaluations in a row that did not lower the best error by the relative `rtol`,
+    `state.scale` is multiplied by `factor`, down to `min_scale`.
+    """
+    rule = plateau(factor=factor, patience=patience, rtol=rtol, min_scale=min_scale)
+    _, after = rule.update({}, state, value=error)
+    # After a rewind it may be below min_scale already.
+    return after._replace(scale=jnp.minimum(after.scale, state.scale))

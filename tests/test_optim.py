@@ -57,12 +57,11 @@ def test_the_update_is_the_papers_also_when_the_rate_drops():
 
 
 def test_the_rate_is_divided_when_the_error_stops_falling():
-    config = ConfigDict({"factor": 0.1, "patience": 2, "rtol": 0.01, "min_scale": 1e-3})
-    transform = optim.plateau(config)
-    state = transform.init({})
+    rule = {"factor": 0.1, "patience": 2, "rtol": 0.01, "min_scale": 1e-3}
+    state = optim.plateau(**rule).init({})
     scales = []
     for error in [0.9, 0.8, 0.799, 0.8, 0.7, 0.71, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]:
-        _, state = transform.update({}, state, value=jnp.float32(error))
+        state = optim.plateau_after(state, error, **rule)
         scales.append(float(state.scale))
     # .799 is not a fall of 1 %; two in a row without one divide; three divisions are the limit
     expected = [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001]
