@@ -28,6 +28,8 @@ from alexnet_jax.integrity import DamagedCheckpoint
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.version import versions
 
+REPLACEMENT = "replacement_checkpoint"  # in the run directory, while a step is saved once more
+
 
 def _goodness(metrics: dict[str, float | None] | None) -> float:
     error = metrics["top1_error"] if metrics else None
@@ -53,26 +55,24 @@ class Checkpoints:
         me = jax.process_index()
         read_only = read_only or me != 0
         if not read_only:
-            aside.move_unreadable_metrics(self.path)
             self.path.mkdir(exist_ok=True)  # orbax leaves that to us where processes are named
+            self._put_replacement_in_place()  # a kill may have come before that
+            aside.move_unreadable_metrics(self.path)
         processes.from_first(None)
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # orbax warns that what is read only is read only
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            best_fn=_goodness,
+            read_only=read_only,
+            create=False,
+            cleanup_tmp_directories=not read_only,  # what a kill has left of a save
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}
+            ),
+        )
         try:
-            self._manager = ocp.CheckpointManager(
-                self.path.absolute(),
-                item_names=("state", "run"),
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                    best_fn=_goodness,
-                    read_only=read_only,
-                    create=False,
-                    cleanup_tmp_directories=not read_only,  # what a kill has left of a save
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(
-                        primary_host=me, active_processes={me}
-                    ),
-                ),
-            )
+            self._manager = self._managed(self.path)
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -81,6 +81,11 @@ class Checkpoints:
             ) from error
         finally:
             logging.set_verbosity(verbosity)
+
+    def _managed(self, path: pathlib.Path) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            path.absolute(), item_names=("state", "run"), options=self._options
+        )
 
     def __enter__(self) -> Self:
         self._save_failed = False
@@ -136,22 +141,41 @@ class Checkpoints:
                 f"cannot write {self.path}: a checkpoint needs {needed / 1e6:,.0f} MB, free are"
                 f" {free / 1e6:,.0f} MB: make room there; the same command continues"
             )
-        kept = self._manager.all_steps()
-        if step in kept:  # saved when a stop came before its evaluation, which is made up now
-            if len(kept) == 1:
-                return  # never without a checkpoint, even for a moment
-            self._manager.delete(step)
         run = integrity.sealed(run, state)  # a copy: it is written while the run goes on
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave(run),
+        )
+        # Always given, for orbax warns of a save without metrics.
+        metrics = {"top1_error": (run["validation"] or {}).get("top1_error")}
         with self._writing():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    run=ocp.args.JsonSave(run),
-                ),
-                # Always given, for orbax warns of a save without metrics.
-                metrics={"top1_error": (run["validation"] or {}).get("top1_error")},
-            )
+            if step in self._manager.all_steps():
+                self._replace(step, args, metrics)
+            else:
+                self._manager.save(step, args=args, metrics=metrics)
+
+    def _replace(self, step: int, args: Any, metrics: dict[str, Any]) -> None:
+        """Save `step` in place of what a stop has saved of it before its evaluation.
+
+        It is written beside the checkpoints first: there is never a moment without the step.
+        """
+        beside = self.path.with_name(REPLACEMENT)
+        beside.mkdir()
+        with self._managed(beside) as manager:
+            manager.save(step, args=args, metrics=metrics)
+        self._put_replacement_in_place()
+        self._manager.reload()
+
+    def _put_replacement_in_place(self) -> None:
+        """Move what `_replace` has written whole to the checkpoints, and remove all else of it."""
+        beside = self.path.with_name(REPLACEMENT)
+        for new in (path for path in beside.glob("*") if path.name.isdigit()):
+            old = self.path / new.name
+            if old.exists():
+                old.rename(beside / f"{new.name}.replaced")
+            new.rename(old)
+        if beside.exists():
+            shutil.rmtree(beside)
 
     def check(self) -> None:
         """Raise InputError if the save in flight has failed already; wait for nothing."""
