@@ -53,7 +53,7 @@ def _like(params: Any, value: Any) -> Any:
 
 
 def learning_rate(
-    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str | None = None
+    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str = "*/kernel"
 ) -> Any:
     """Return the learning rate of the parameter `name` in training step `step`, counted from 0.
 
@@ -62,14 +62,15 @@ def learning_rate(
     of epoch e holds from the first step that begins after e - 1 epochs of `num_train` examples:
     epochs are counted from 1, as in the authors' code.
 
-    Without a name, such as 'conv1/kernel', the rate that concerns all parameters alike.
+    Without a name, such as 'conv1/kernel', the rate of the weights: by what concerns those of all
+    layers.
     """
     rate = config.learning_rate * scale
     for names, factor in config.rate_factors:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             rate *= factor
     for epoch, names, factor in config.milestones:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             reached = step >= first_step(epoch, num_train, config.batch_size)
             rate *= jnp.where(reached, factor, 1.0)
     return rate
@@ -91,14 +92,11 @@ def weight_decays(config: ConfigDict, params: Any) -> Any:
     """
 
     def decay(path: Any, _: Any) -> float:
-        own = [d for names, d in config.weight_decays if _concerns(names, _name(path))]
+        name = _name(path)
+        own = [d for names, d in config.weight_decays if fnmatch.fnmatchcase(name, names)]
         return [config.weight_decay, *own][-1]
 
     return jax.tree.map_with_path(decay, params)
-
-
-def _concerns(names: str, name: str | None) -> bool:
-    return names == "*" if name is None else fnmatch.fnmatchcase(name, names)
 
 
 def _name(path: Any) -> str:
