@@ -31,7 +31,8 @@ def train_step(
     `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
     of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
     means are means over the global batch. `num_train`, the number of training examples, says which
-    epoch a step is in.
+    epoch a step is in. The metrics are scalars, finite and equal on all devices; every one of them
+    is logged.
     """
     rows = cache.lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
