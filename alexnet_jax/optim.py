@@ -1,6 +1,7 @@
 """Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
 
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def _like(params: Any, value: Any) -> Any:
 
 
 def learning_rate(
-    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str | None = None
+    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str = "*/kernel"
 ) -> Any:
     """Return the learning rate of the parameter `name` in training step `step`, counted from 0.
 
@@ -61,14 +62,15 @@ def learning_rate(
     of epoch e holds from the first step that begins after e - 1 epochs of `num_train` examples:
     epochs are counted from 1, as in the authors' code.
 
-    Without a name, such as 'conv1/kernel', the rate that concerns all parameters alike.
+    Without a name, such as 'conv1/kernel', the rate of the weights: by what concerns those of all
+    layers.
     """
     rate = config.learning_rate * scale
     for names, factor in config.rate_factors:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             rate *= factor
     for epoch, names, factor in config.milestones:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             reached = step >= first_step(epoch, num_train, config.batch_size)
             rate *= jnp.where(reached, factor, 1.0)
     return rate
@@ -90,31 +92,40 @@ def weight_decays(config: ConfigDict, params: Any) -> Any:
     """
 
     def decay(path: Any, _: Any) -> float:
-        own = [d for names, d in config.weight_decays if _concerns(names, _name(path))]
+        name = _name(path)
+        own = [d for names, d in config.weight_decays if fnmatch.fnmatchcase(name, names)]
         return [config.weight_decay, *own][-1]
 
     return jax.tree.map_with_path(decay, params)
-
-
-def _concerns(names: str, name: str | None) -> bool:
-    return names == "*" if name is None else fnmatch.fnmatchcase(name, names)
 
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def plateau(
+    *, factor: float, patience: int, rtol: float, min_scale: float
+) -> optax.GradientTransformationExtraArgs:
     """Return the transformation whose state holds the scale of the learning rate.
 
-    Its `update(updates, state, value=error)` is called once an evaluation with the validation
-    error: after `config.patience` evaluations in a row that did not lower the best error by the
-    relative `config.rtol`, `state.scale` is multiplied by `config.factor`, down to
-    `config.min_scale`.
+    The arguments are the fields of `config.plateau`; `plateau_after` says what they mean.
     """
     return optax.contrib.reduce_on_plateau(
-        factor=config.factor,
-        patience=config.patience,
-        rtol=config.rtol,
-        min_scale=config.min_scale,
+        factor=factor, patience=patience, rtol=rtol, min_scale=min_scale
     )
+
+
+# Compiled once for a run: optax's rule holds a lax.cond, which would be compiled at each call.
+@functools.partial(jax.jit, static_argnames=("factor", "patience", "rtol", "min_scale"))
+def plateau_after(
+    state: Any, error: Any, *, factor: float, patience: int, rtol: float, min_scale: float
+) -> Any:
+    """Return the plateau's state after an evaluation whose validation error is `error`.
+
+    After `patience` evaluations in a row that did not lower the best error by the relative `rtol`,
+    `state.scale` is multiplied by `factor`, down to `min_scale`.
+    """
+    rule = plateau(factor=factor, patience=patience, rtol=rtol, min_scale=min_scale)
+    _, after = rule.update({}, state, value=error)
+    # After a rewind it may be below min_scale already.
+    return after._replace(scale=jnp.minimum(after.scale, state.scale))

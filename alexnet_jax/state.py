@@ -39,7 +39,7 @@ def create_state(config: ConfigDict, mean_image: jax.Array, colour: jax.Array) -
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        plateau=optim.plateau(config.plateau).init(params),
+        plateau=optim.plateau(**config.plateau).init(params),
         mean_image=jnp.asarray(mean_image, jnp.float32),
         colour=jnp.asarray(colour, jnp.float32),
     )

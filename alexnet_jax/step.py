@@ -27,10 +27,11 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes
-    these of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that
-    means of means are means over the global batch. `num_train`, the number of training examples,
-    says which epoch a step is in.
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes these of.
+    Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of means
+    are means over the global batch. `num_train`, the number of training examples, says which epoch
+    a step is in. The metrics are scalars, finite and equal on all devices; every one of them is
+    logged.
     """
     rows = lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
@@ -204,11 +203,8 @@ def _update_plateau(
     validation: dict[str, float],
 ) -> tuple[TrainState, dict[str, float]]:
     """Return the state with the learning rate's scale after an evaluation, and what it rests on."""
-    error = jnp.float32(validation["top1_error"])
     before = layout.fetch(state.plateau)
-    _, plateau = optim.plateau(config.plateau).update({}, before, value=error)
-    # After a rewind it may be below min_scale already.
-    plateau = plateau._replace(scale=jnp.minimum(plateau.scale, before.scale))
+    plateau = optim.plateau_after(before, validation["top1_error"], **config.plateau)
     history = {
         "plateau_best": float(plateau.best_value),
         "plateau_count": int(plateau.plateau_count),

@@ -349,10 +349,10 @@ def test_the_released_recipe_follows_its_schedule():
     config = alexnet_2012_code.get_config()
     steps_an_epoch = 10009  # of 1,281,167 examples in batches of 128, rounded down
 
-    def rate(name, epoch):
+    def rate(*name, epoch):
         # In the middle of an epoch, counted from 1.
         step = int((epoch - 0.5) * steps_an_epoch)
-        return float(optim.learning_rate(config, step, 1.0, 1_281_167, name))
+        return float(optim.learning_rate(config, step, 1.0, 1_281_167, *name))
 
     for epoch, conv1, others in [
         (1, 1e-2, 1e-2),
@@ -368,8 +368,8 @@ def test_the_released_recipe_follows_its_schedule():
         (79, 0.0, 1e-5),
         (90, 0.0, 1e-5),
     ]:
-        assert rate("conv1/kernel", epoch) == pytest.approx(conv1, rel=1e-5)
-        assert rate("conv1/bias", epoch) == pytest.approx(2 * conv1, rel=1e-5)
-        assert rate("fc8/kernel", epoch) == pytest.approx(others, rel=1e-5)
-        assert rate("fc8/bias", epoch) == pytest.approx(2 * others, rel=1e-5)
-        assert rate(None, epoch) == pytest.approx(others, rel=1e-5)
+        assert rate("conv1/kernel", epoch=epoch) == pytest.approx(conv1, rel=1e-5)
+        assert rate("conv1/bias", epoch=epoch) == pytest.approx(0.02 if epoch < 72 else 0.0)
+        assert rate("fc8/kernel", epoch=epoch) == pytest.approx(others, rel=1e-5)
+        assert rate("fc8/bias", epoch=epoch) == pytest.approx(0.02)
+        assert rate(epoch=epoch) == pytest.approx(others, rel=1e-5)

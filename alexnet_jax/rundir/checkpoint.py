@@ -34,6 +34,7 @@ from alexnet_jax.rundir.version import versions
 from alexnet_jax.state import TrainState, abstract_state
 
 _REMOVED = ".removed"  # the suffix of a checkpoint that is being deleted
+_REPLACEMENT = ".replacement"  # of one that takes the place of another of its step
 _UNFINISHED = ".orbax-checkpoint-tmp"  # orbax's, of one that is being written
 
 
@@ -65,6 +66,7 @@ class Checkpoints:
             self.path.mkdir(exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(f"{self.path} cannot be written; give this user the right to")
+            self._put_replacements_in_place()
             for path in list(self.path.iterdir()):  # what a kill has left of a save or a deletion
                 if path.name.endswith((_REMOVED, _UNFINISHED)):
                     shutil.rmtree(path, ignore_errors=True)
@@ -76,7 +78,7 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         self._writer = None if read_only else self._new_writer(alone)
-        self._saving = -1, -float("inf")  # step and goodness of the last save
+        self._saving = "", -1, -float("inf")  # name, step and goodness of the last save
 
     def _new_writer(self, alone: ocp.options.MultiprocessingOptions) -> ocp.AsyncCheckpointer:
         whole = ocp.AsyncOptions(post_finalization_callback=self._accept)
@@ -153,16 +155,14 @@ class Checkpoints:
                 f"cannot write {self.path}: a checkpoint needs {needed / 1e6:,.0f} MB, free are"
                 f" {free / 1e6:,.0f} MB: make room there; the same command continues"
             )
-        kept = _steps(self.path)
-        if step in kept:  # saved when a stop came before its evaluation, which is made up now
-            if len(kept) == 1:
-                return  # never without a checkpoint, even for a moment
-            self._remove(step)
+        # A stop has saved the step unevaluated: never a moment without the one or the other.
+        replaces = step in _steps(self.path)
+        name = f"{step}{_REPLACEMENT}" if replaces else str(step)
         run = integrity.sealed(run, state)  # a copy: it is written while the run goes on
-        self._saving = step, _goodness(run["validation"])
+        self._saving = name, step, _goodness(run["validation"])
         with self._writing():
             self._writer.save(
-                self._directory / str(step),
+                self._directory / name,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     run=ocp.args.JsonSave(run),
@@ -171,6 +171,18 @@ class Checkpoints:
                     ),
                 ),
             )
+        if replaces:
+            self.wait()
+            self._put_replacements_in_place()
+
+    def _put_replacements_in_place(self) -> None:
+        """Give each replacement, which is whole, the name of its step; see `save`."""
+        for new in list(self.path.glob(f"*{_REPLACEMENT}")):
+            step = int(new.name.removesuffix(_REPLACEMENT))
+            if (self.path / str(step)).exists():
+                (self.path / str(step)).rename(self.path / f"{step}{_REMOVED}")
+            new.rename(self.path / str(step))
+            shutil.rmtree(self.path / f"{step}{_REMOVED}", ignore_errors=True)
 
     def _accept(self) -> None:
         """Read back what was saved, and delete what need not be kept when it counts.
@@ -178,8 +190,8 @@ class Checkpoints:
         Orbax calls this in its thread before it gives the checkpoint its name. What raises here is
         a save that failed: nothing is deleted, and what was written never gets its name.
         """
-        step, goodness = self._saving
-        integrity.read_back(self._directory / f"{step}{_UNFINISHED}")
+        name, step, goodness = self._saving
+        integrity.read_back(self._directory / f"{name}{_UNFINISHED}")
         self._remove_all_but_the_best_and_two({step: goodness})
 
     def _remove_all_but_the_best_and_two(self, unfinished: dict[int, float]) -> None:
@@ -187,10 +199,11 @@ class Checkpoints:
 
         What cannot be read is neither counted nor deleted.
         """
-        goodness = dict(unfinished)
+        goodness = {}
         for step in _steps(self.path):
             with contextlib.suppress(InputError):
                 goodness[step] = self._goodness(step)
+        goodness |= unfinished
         kept = {*sorted(goodness)[-2:], max(goodness, key=lambda step: (goodness[step], step))}
         for step in goodness.keys() - kept:
             self._remove(step)

@@ -17,14 +17,6 @@ from alexnet_jax.errors import NotFinite
 from alexnet_jax.parallel import to_host
 from alexnet_jax.rundir import tensorboard
 
-TRAIN_METRICS = (
-    "loss",
-    "top1_error",
-    "top5_error",
-    "learning_rate",
-    "gradient_norm",
-    "parameter_norm",
-)
 CHECKED = ("loss", "gradient_norm", "parameter_norm")  # that they are finite, after every step
 WINDOW = 100  # steps over which images per second are averaged
 SHOWN = 10  # seconds after which TensorBoard sees what was written
@@ -38,10 +30,11 @@ class MetricsWriter:
 
     Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
     `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
-    lines add `gradient_norm` and `parameter_norm`, validation lines that decide on the rate
-    `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
-    `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
-    last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
+    lines add whatever else the step returns, finite scalars such as `gradient_norm` and
+    `parameter_norm`, validation lines that decide on the rate `plateau_best` (the lowest error so
+    far), `plateau_count` (evaluations since) and `plateau_scale` (the factor of the rate from then
+    on). What an interrupted run wrote after its last checkpoint is dropped there and from
+    TensorBoard's files, for its steps are run again.
     """
 
     def __init__(
@@ -100,11 +93,12 @@ class MetricsWriter:
     def train(self, step: int, metrics: dict[str, Any], skipped_records: int = 0) -> None:
         """Take the metrics of `step`, still on the devices, and write those of the step before.
 
-        So the host waits for a step only after it has sent the next one on its way. Where records
+        So the host waits for a step only after it has sent the next one on its way. All metrics of
+        a step that is logged are written, of another only CHECKED come to the host. Where records
         were skipped as damaged, their number so far is written too.
         """
         self.flush()
-        names = TRAIN_METRICS if self._logged(step) else CHECKED
+        names = metrics if self._logged(step) else CHECKED
         self._pending = step, to_host({name: metrics[name] for name in names}), skipped_records
 
     def flush(self) -> None:

@@ -6,8 +6,11 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax.rundir import MetricsWriter
+from alexnet_jax import parallel, train
+from alexnet_jax.rundir import MetricsWriter, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
+from alexnet_jax.step import train_step
+from tests import runs
 
 
 @pytest.fixture
@@ -91,3 +94,36 @@ def test_what_will_run_again_is_dropped_and_damage_with_it(tmp_path, evaluated):
         pass
     kept = lines[:3] if evaluated else lines[:2]
     assert _lines(tmp_path) == kept
+
+
+def test_a_metric_that_the_step_returns_is_logged(config, folder, tmp_path, monkeypatch):
+    """With no list to add it to; of a step that is not logged only what is checked is fetched."""
+
+    def step_with_another(*arguments, **options):
+        state, found = train_step(*arguments, **options)
+        return state, found | {"twice_the_loss": 2 * found["loss"]}
+
+    def fetch(arrays):
+        fetched.append(set(arrays))
+        return parallel.to_host(arrays)
+
+    fetched = []
+    monkeypatch.setattr(train, "train_step", step_with_another)
+    monkeypatch.setattr("alexnet_jax.rundir.metrics.to_host", fetch)
+    config.dataset.name, config.dataset.path = "folder", str(folder)
+    config.dataset.data_dir = str(tmp_path)
+    config.model.num_classes, config.batch_size = 2, 8
+    config.num_steps, config.log_every_steps, config.eval_every_epochs = 3, 100, 100
+    train.train_and_evaluate(config, tmp_path / "run")
+    lines = {line["step"]: line for line in runs.metrics(tmp_path / "run")}
+    assert list(lines) == [1, 3]
+    shown = {
+        number: value
+        for number, tag, value in tensorboard.scalars(tmp_path / "run" / "tensorboard")
+        if tag == "train/twice_the_loss"
+    }
+    for number, line in lines.items():
+        assert line["twice_the_loss"] == pytest.approx(2 * line["loss"])
+        assert shown[number] == pytest.approx(line["twice_the_loss"])
+    assert fetched[0] == fetched[2] >= {"twice_the_loss", "top1_error"}
+    assert fetched[1] == {"loss", "gradient_norm", "parameter_norm"}
