@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import geometry
-from alexnet_jax.disk import sync
+from alexnet_jax.disk import regular, sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
 from alexnet_jax.geometry import layer_names
@@ -174,7 +174,7 @@ def load(path: pathlib.Path) -> ConfigDict:
     Raises InputError where the file is missing, is not JSON, or is not a valid config.
     """
     try:
-        config = from_dict(json.loads(path.read_text()))
+        config = from_dict(json.loads(regular(path).read_text()))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not a run directory") from None
     except OSError as error:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_jax.decoding import Batch, decoded
+from alexnet_jax.disk import regular
 from alexnet_jax.errors import InputError
 from alexnet_jax.merge import statistics_sha256
 from alexnet_jax.prepare import FORMAT
@@ -76,7 +77,7 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
     """
     path = pathlib.Path(path)
     try:
-        statistics = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
+        statistics = json.loads(regular(path / "statistics.json").read_text("utf-8"))
         if statistics["format"] != FORMAT:
             raise ValueError(f"format {statistics['format']}, this version reads {FORMAT}")
         # Sets that were made before there was this checksum have none.
@@ -123,7 +124,7 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
 
 def _checked(file: pathlib.Path, number: int, sha256: str) -> bytes:
     """The content of a file that is read whole, if it is what was written."""
-    content = file.read_bytes()
+    content = regular(file).read_bytes()
     if len(content) != number:
         raise ValueError(f"{file.name} has not its {number} bytes")
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -16,9 +16,8 @@ import numpy as np
 
 from alexnet_jax.contact_sheet import Entry, contact_sheet, thumbnail
 from alexnet_jax.errors import InputError
-from alexnet_jax.pictures import load_image
+from alexnet_jax.pictures import EXTENSIONS, load_image
 from alexnet_jax.predict import Answer, Classifier, batches
-from alexnet_jax.sources import EXTENSIONS
 from alexnet_jax.whole import whole_files
 
 CSV, SHEET = "predictions.csv", "predictions.png"

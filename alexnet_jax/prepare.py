@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 from tqdm import tqdm
 
-from alexnet_jax.disk import sync
+from alexnet_jax.disk import regular, sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.example import Contents, Source
 from alexnet_jax.merge import merge
@@ -129,7 +129,7 @@ def _parse(share: str | None) -> slice:
 def _accept(directory: pathlib.Path, on_error: str) -> None:
     """A set made with on_error='skip' that lacks pictures is not what 'raise' would have made."""
     try:
-        undecodable = json.loads((directory / "statistics.json").read_text())["undecodable"]
+        undecodable = json.loads(regular(directory / "statistics.json").read_text())["undecodable"]
     except (OSError, ValueError, KeyError):
         return  # data.open_dataset says what is wrong with it
     if undecodable and on_error == "raise":

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import checkpoint, data
 from alexnet_jax import config as config_lib
+from alexnet_jax.disk import regular
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState, abstract_state, initial_state
@@ -79,7 +80,7 @@ def rewinds(workdir: pathlib.Path) -> int:
     """
     path = workdir / REWINDS
     try:
-        return int(json.loads(path.read_text())) if path.exists() else 0
+        return int(json.loads(regular(path).read_text())) if path.exists() else 0
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is not the number of rewinds ({error}); correct it") from error
 
@@ -165,7 +166,7 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
 def finished_result(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:
     """Return the result of a run that ended at `num_steps`, if it is there and whole."""
     try:
-        result = json.loads((workdir / "result.json").read_text())
+        result = json.loads(regular(workdir / "result.json").read_text())
         whole = result["step"] == num_steps and all(result[n] is not None for n in RESULT)
     except (OSError, ValueError, TypeError, KeyError):
         return None
