@@ -41,6 +41,7 @@ class Dataset:
       eigenvalues: float64 (3,), ascending, of the RGB covariance of all training pixels.
       eigenvectors: float64 (3, 3), in columns.
       records: of 'train' and of 'val'.
+      identity: of the images and of how they are stored, wherever they lie (`identity`).
     """
 
     path: pathlib.Path
@@ -52,16 +53,12 @@ class Dataset:
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
     records: dict[str, Records]
+    identity: str
 
     @property
     def num_damaged(self) -> int:
         """How many records this process has found damaged so far and passed over."""
         return sum(len(records.damaged) for records in self.records.values())
-
-    @property
-    def identity(self) -> str:
-        """The hash of the pictures and of how they are stored, wherever they lie."""
-        return self.path.name.rpartition("-")[2]
 
 
 def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Dataset:
@@ -114,12 +111,29 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
             eigenvalues=np.array(statistics["eigenvalues"], np.float64),
             eigenvectors=np.array(statistics["eigenvectors"], np.float64),
             records=records,
+            identity=identity(path, statistics),
         )
     except Exception as error:  # whatever json, numpy, protobuf and tfds say of what they find
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path} is no whole prepared data set ({reason}): remove it to have it made anew"
         ) from error
+
+
+def identity(directory: pathlib.Path, statistics: dict) -> str:
+    """Two hashes: of the source and the settings, as in the directory's name, and of the records.
+
+    The first alone would not do: of a folder it covers names and sizes of the files only.
+    """
+    files = [[name, file["sha256"]] for name, file in sorted(statistics["files"].items())]
+    records = json.dumps([file for file in files if "array_record" in file[0]])
+    of_records = hashlib.sha256(records.encode()).hexdigest()[:10]
+    return f"{directory.name.rpartition('-')[2]}-{of_records}"
+
+
+def same_set(saved: str, now: str) -> bool:
+    """Whether the `identity` that a run has saved is `now`; older runs saved its first hash only."""
+    return saved in (now, now.partition("-")[0])
 
 
 def _checked(file: pathlib.Path, number: int, sha256: str) -> bytes:

@@ -63,7 +63,7 @@ def begin(
     else:
         state, saved = restored
         _refuse_another_run(config, workdir, dataset, int(state.step), run, saved)
-        run = saved | {"config": run["config"]}
+        run = saved | {name: run[name] for name in ("config", "data")}
     divisor = config.rewind_divisor ** max(0, rewinds - run["rewinds"])
     plateau = state.plateau._replace(scale=state.plateau.scale / divisor)
     if rewinds > run["rewinds"] and jax.process_index() == 0:
@@ -99,10 +99,12 @@ def _refuse_another_run(
     saved: dict[str, Any],
 ) -> None:
     config_lib.refuse_changes(config_lib.from_dict(saved["config"]), config, workdir)
-    if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
+    same = data.same_set(saved["data"], run["data"])
+    if not same or saved["class_names"] != run["class_names"]:
         raise InputError(
-            f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"
-            f" (data set {saved['data']}, now {run['data']}); take another --workdir"
+            f"{workdir} was trained on other images than {config.dataset.name!r} holds now, or they"
+            f" were prepared with another version of Pillow (data set {saved['data']}, now"
+            f" {run['data']}); take another --workdir"
         )
     num_steps = total_steps(config, dataset.num_train)
     if latest > num_steps:
