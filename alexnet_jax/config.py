@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
-from alexnet_jax.host import sync
+from alexnet_jax.host import regular, sync
 from alexnet_jax.layers import layer_names, walk
 
 
@@ -173,7 +173,7 @@ def load(path: pathlib.Path) -> ConfigDict:
     Raises InputError where the file is missing, is not JSON, or is not a valid config.
     """
     try:
-        config = from_dict(json.loads(path.read_text()))
+        config = from_dict(json.loads(regular(path).read_text()))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not a run directory") from None
     except OSError as error:

@@ -21,8 +21,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
-from alexnet_jax.rundir import versions
-from alexnet_jax.rundir.resume import check, finished_result, locked
+from alexnet_jax.rundir import check, finished_result, locked, versions
 from experiments import run_process
 from experiments.command_line import field, read_config, without_places
 from experiments.same_pictures import refuse_other_pictures, refuse_without_pictures

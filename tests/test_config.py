@@ -9,7 +9,9 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.rundir import resume
 from configs import alexnet, alexnet_two_device
+from tests.runs import within
 
 RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
 
@@ -191,6 +193,17 @@ def test_a_run_is_continued_only_with_its_own_config(tmp_path):
     new.model.dropout = 0.3
     with pytest.raises(InputError, match=r"model\.dropout=0\.5 \(now 0\.3\)"):
         config_lib.refuse_changes(old, new, tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_runs_files_is_refused_without_waiting(tmp_path):
+    for name in ("config.json", "rewinds.json", "result.json"):
+        os.mkfifo(tmp_path / name)
+    with within(5):
+        with pytest.raises(InputError, match=r"config\.json cannot be read \(not a regular file\)"):
+            config_lib.load(tmp_path / "config.json")
+        with pytest.raises(InputError, match=r"rewinds\.json .*not a regular file"):
+            resume.rewinds(tmp_path)
+        assert resume.finished_result(tmp_path, 1) is None
 
 
 def test_json_is_written_whole(tmp_path):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from alexnet_jax.errors import InputError, NotFinite
-from alexnet_jax.rundir import checkpoint
-from alexnet_jax.rundir.resume import begin, note_rewinds, rewinds
+from alexnet_jax.rundir import checkpoint, rewinds
+from alexnet_jax.rundir.resume import begin, note_rewinds
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
 from tests import runs

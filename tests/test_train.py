@@ -356,7 +356,7 @@ def test_a_run_is_not_continued_on_other_pictures(config, tmp_path):
     config.num_steps = 2
     for split in ("train", "val"):
         (tmp_path / "pictures" / split / "cat").rename(tmp_path / "pictures" / split / "zebra")
-    with pytest.raises(InputError, match="was trained on other pictures"):
+    with pytest.raises(InputError, match="was trained on other images"):
         train_and_evaluate(config, tmp_path / "run")
     with pytest.raises(InputError, match="was trained on the classes cat, dog"):
         evaluate_checkpoint(tmp_path / "run", config)

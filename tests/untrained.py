@@ -11,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.rundir import checkpoint
-from alexnet_jax.rundir.resume import RESULT
+from alexnet_jax.rundir import RESULT, checkpoint
 from alexnet_jax.state import abstract_state
 from tests import runs
 

@@ -24,6 +24,7 @@ from alexnet_jax.data.decoding import Batch, decoded
 from alexnet_jax.data.records import Records
 from alexnet_jax.data.stored_format import FORMAT, statistics_sha256
 from alexnet_jax.errors import InputError
+from alexnet_jax.host import regular
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Dataset:
       eigenvalues: float64 (3,), ascending, of the RGB covariance of all training pixels.
       eigenvectors: float64 (3, 3), in columns.
       records: of 'train' and of 'val'.
+      identity: of the images and of how they are stored, wherever they lie (`identity`).
     """
 
     path: pathlib.Path
@@ -50,16 +52,12 @@ class Dataset:
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
     records: dict[str, Records]
+    identity: str
 
     @property
     def num_damaged(self) -> int:
         """How many records this process has found damaged so far and passed over."""
         return sum(len(records.damaged) for records in self.records.values())
-
-    @property
-    def identity(self) -> str:
-        """The hash of the pictures and of how they are stored, wherever they lie."""
-        return self.path.name.rpartition("-")[2]
 
 
 def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Dataset:
@@ -75,7 +73,7 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
     """
     path = pathlib.Path(path)
     try:
-        statistics = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
+        statistics = json.loads(regular(path / "statistics.json").read_text("utf-8"))
         if statistics["format"] != FORMAT:
             raise ValueError(f"format {statistics['format']}, this version reads {FORMAT}")
         # Sets that were made before there was this checksum have none.
@@ -112,6 +110,7 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
             eigenvalues=np.array(statistics["eigenvalues"], np.float64),
             eigenvectors=np.array(statistics["eigenvectors"], np.float64),
             records=records,
+            identity=identity(path, statistics),
         )
     except Exception as error:  # whatever json, numpy, protobuf and tfds say of what they find
         reason = " ".join(str(error).split())[:200]
@@ -120,9 +119,25 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
         ) from error
 
 
+def identity(directory: pathlib.Path, statistics: dict) -> str:
+    """Two hashes: of the source and the settings, as in the directory's name, and of the records.
+
+    The first alone would not do: of a folder it covers names and sizes of the files only.
+    """
+    files = [[name, file["sha256"]] for name, file in sorted(statistics["files"].items())]
+    records = json.dumps([file for file in files if "array_record" in file[0]])
+    of_records = hashlib.sha256(records.encode()).hexdigest()[:10]
+    return f"{directory.name.rpartition('-')[2]}-{of_records}"
+
+
+def same_set(saved: str, now: str) -> bool:
+    """Whether a run that saved `saved` has the set `now`; older runs saved its first hash only."""
+    return saved in (now, now.partition("-")[0])
+
+
 def _checked(file: pathlib.Path, number: int, sha256: str) -> bytes:
     """The content of a file that is read whole, if it is what was written."""
-    content = file.read_bytes()
+    content = regular(file).read_bytes()
     if len(content) != number:
         raise ValueError(f"{file.name} has not its {number} bytes")
     if hashlib.sha256(content).hexdigest() != sha256:

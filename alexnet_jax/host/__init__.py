@@ -2,7 +2,7 @@
 
 from alexnet_jax.host import compilation_cache, heap, processes
 from alexnet_jax.host.atomic import whole_files
-from alexnet_jax.host.disk import sync
+from alexnet_jax.host.disk import regular, sync
 from alexnet_jax.host.machine import cores, free_bytes
 from alexnet_jax.host.signals import SIGNALS, Stop, StopRequest, as_interrupts, leave
 
@@ -17,6 +17,7 @@ __all__ = [
     "heap",
     "leave",
     "processes",
+    "regular",
     "sync",
     "whole_files",
 ]

@@ -1,8 +1,20 @@
-"""On the disk, where it outlasts a loss of power, and not only on its way there."""
+"""Files on the disk: written so that they outlast a loss of power, and safe to read."""
 
 import errno
 import os
 import pathlib
+import stat
+
+
+def regular(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the path of a file to read; raise OSError where it is a pipe, a device or a folder.
+
+    Reading these might wait for ever, or never end.
+    """
+    path = pathlib.Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
 
 
 def sync(path: pathlib.Path) -> None:

@@ -8,11 +8,13 @@ of the paper (shorter side to 256, centre crop) in one step. Decided behaviours:
 * transparency is laid over white; of an animation the first frame counts;
 * the EXIF orientation is applied; a picture smaller than size is enlarged, however small;
 * a picture that already has the size is kept pixel for pixel;
+* the content decides on the format, not the extension, and only FORMATS are opened;
 * whatever cannot be decoded (truncated, empty, no picture inside, larger than Pillow's limit
-  against decompression bombs, unreadable) is an `InputError` that names it.
+  against decompression bombs, unreadable, a pipe) is an `InputError` that names it.
 """
 
 import io
+import itertools
 import os
 import warnings
 from typing import IO
@@ -21,6 +23,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.host import regular
+
+# The formats that are opened, by Pillow's names, and their extensions. Pillow knows more, some of
+# which start an external program (PostScript) or are not images (.pdf, .h5).
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+EXTENSIONS = frozenset(itertools.chain(*FORMATS.values()))
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray | IO[bytes]
 
@@ -29,8 +46,8 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
     """One picture as it is stored: uint8 (size, size, 3), RGB.
 
     Args:
-      picture: a path, encoded bytes, an open binary file (any format that Pillow reads), or a
-        uint8 array (height, width), (height, width, 3) or, with opacity, (height, width, 4).
+      picture: a path, encoded bytes, an open binary file (any of FORMATS), or a uint8
+        array (height, width), (height, width, 3) or, with opacity, (height, width, 4).
       size: side of the result in pixels.
       name: what to call the picture in a message; its path by default.
 
@@ -65,7 +82,11 @@ def _open(picture: Picture) -> Image.Image:
         return Image.fromarray(picture)
     with warnings.catch_warnings():  # of twice as many pixels Pillow makes an error itself
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+        if isinstance(picture, bytes):
+            picture = io.BytesIO(picture)
+        elif isinstance(picture, str | os.PathLike):
+            picture = regular(picture)
+        return Image.open(picture, formats=tuple(FORMATS))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -24,13 +24,7 @@ import numpy as np
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import sources_tfds
 from alexnet_jax.prepare.examples import Contents, Example, Source
-
-# Not Pillow's own list: that has formats which start an external program (.eps) or are no
-# pictures at all (.pdf, .h5).
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm")
-)
+from alexnet_jax.prepare.images import EXTENSIONS
 
 
 def open_source(dataset: ml_collections.ConfigDict) -> Source:

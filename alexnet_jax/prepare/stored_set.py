@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from alexnet_jax.data import FORMAT
 from alexnet_jax.errors import InputError
-from alexnet_jax.host import cores, sync
+from alexnet_jax.host import cores, regular, sync
 from alexnet_jax.prepare.examples import Contents, Source
 from alexnet_jax.prepare.merge import merge
 from alexnet_jax.prepare.shards import (
@@ -145,7 +145,7 @@ def _parse(share: str | None) -> slice:
 def _accept(directory: pathlib.Path, on_error: str) -> None:
     """A set made with on_error='skip' that lacks pictures is not what 'raise' would have made."""
     try:
-        undecodable = json.loads((directory / "statistics.json").read_text())["undecodable"]
+        undecodable = json.loads(regular(directory / "statistics.json").read_text())["undecodable"]
     except (OSError, ValueError, KeyError):
         return  # data.open_dataset says what is wrong with it
     if undecodable and on_error == "raise":

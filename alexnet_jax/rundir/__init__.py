@@ -3,21 +3,27 @@
 from alexnet_jax.rundir import checkpoint, quarantine, resume
 from alexnet_jax.rundir.checkpoint import Checkpoints, restore
 from alexnet_jax.rundir.metrics import MetricsWriter
+from alexnet_jax.rundir.resume import RESULT, check, finished_result, locked, rewinds
 from alexnet_jax.rundir.rewind import LAST_GOOD, rewind_or_stop
 from alexnet_jax.rundir.tensorboard import scalars
 from alexnet_jax.rundir.version import VERSION, device, versions
 
 __all__ = [
     "LAST_GOOD",
+    "RESULT",
     "VERSION",
     "Checkpoints",
     "MetricsWriter",
+    "check",
     "checkpoint",
     "device",
+    "finished_result",
+    "locked",
     "quarantine",
     "restore",
     "resume",
     "rewind_or_stop",
+    "rewinds",
     "scalars",
     "versions",
 ]

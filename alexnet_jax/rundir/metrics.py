@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from alexnet_jax.errors import NotFinite
+from alexnet_jax.host import regular
 from alexnet_jax.parallel import to_host
 from alexnet_jax.rundir import tensorboard
 
@@ -234,7 +235,7 @@ def _continue_lines(path: pathlib.Path, stays: Callable[[int, str], bool]) -> Te
             return False
 
     if path.exists():
-        lines = path.read_text(errors="replace").splitlines()
+        lines = regular(path).read_text(errors="replace").splitlines()
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(line + "\n" for line in filter(kept, lines)))
         scratch.replace(path)

@@ -20,6 +20,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
+from alexnet_jax.host import regular
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
@@ -63,7 +64,7 @@ def begin(
     else:
         state, saved = restored
         _refuse_another_run(config, workdir, dataset, int(state.step), run, saved)
-        run = saved | {"config": run["config"]}
+        run = saved | {name: run[name] for name in ("config", "data")}
     divisor = config.rewind_divisor ** max(0, rewinds - run["rewinds"])
     plateau = state.plateau._replace(scale=state.plateau.scale / divisor)
     if rewinds > run["rewinds"] and jax.process_index() == 0:
@@ -80,7 +81,7 @@ def rewinds(workdir: pathlib.Path) -> int:
     """
     path = workdir / REWINDS
     try:
-        return int(json.loads(path.read_text())) if path.exists() else 0
+        return int(json.loads(regular(path).read_text())) if path.exists() else 0
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is not the number of rewinds ({error}); correct it") from error
 
@@ -99,10 +100,12 @@ def _refuse_another_run(
     saved: dict[str, Any],
 ) -> None:
     config_lib.refuse_changes(config_lib.from_dict(saved["config"]), config, workdir)
-    if [saved["class_names"], saved["data"]] != [run["class_names"], run["data"]]:
+    same = data.same_set(saved["data"], run["data"])
+    if not same or saved["class_names"] != run["class_names"]:
         raise InputError(
-            f"{workdir} was trained on other pictures than {config.dataset.name!r} holds now"
-            f" (data set {saved['data']}, now {run['data']}); take another --workdir"
+            f"{workdir} was trained on other images than {config.dataset.name!r} holds now, or they"
+            f" were prepared with another version of Pillow (data set {saved['data']}, now"
+            f" {run['data']}); take another --workdir"
         )
     num_steps = total_steps(config, dataset.num_train)
     if latest > num_steps:
@@ -179,7 +182,7 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
 def finished_result(workdir: pathlib.Path, num_steps: int) -> dict[str, Any] | None:
     """Return the result of a run that ended at `num_steps`, if it is there and whole."""
     try:
-        result = json.loads((workdir / "result.json").read_text())
+        result = json.loads(regular(workdir / "result.json").read_text())
         whole = result["step"] == num_steps and all(result[n] is not None for n in RESULT)
     except (OSError, ValueError, TypeError, KeyError):
         return None

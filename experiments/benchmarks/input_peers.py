@@ -151,7 +151,7 @@ def torch(kind: str, scratch: pathlib.Path):
         def __getitem__(self, index):
             if kind == "raw":
                 return torch.from_numpy(np.array(pixels[index])), labels[index]
-            with Image.open(files[index]) as image:
+            with Image.open(files[index], formats=("JPEG",)) as image:
                 rgb = image.convert("RGB")
             if kind == "native":
                 side = min(rgb.size)

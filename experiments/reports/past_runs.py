@@ -9,8 +9,7 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.rundir import checkpoint
-from alexnet_jax.rundir.resume import rewinds
+from alexnet_jax.rundir import checkpoint, rewinds
 from experiments import run_directories
 from experiments.reports import metrics
 

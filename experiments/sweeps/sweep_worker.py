@@ -23,7 +23,7 @@ from optuna.trial import Trial, TrialState
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop
-from alexnet_jax.rundir.resume import locked
+from alexnet_jax.rundir import locked
 from experiments.sweeps import sweep_report
 from experiments.sweeps import sweep_space
 from experiments import command_line, run_process

@@ -10,8 +10,7 @@ from PIL import Image
 from alexnet_jax import InputError, data
 from alexnet_jax import config as config_lib
 from alexnet_jax.prepare import prepare
-from alexnet_jax.rundir import LAST_GOOD, checkpoint, resume
-from alexnet_jax.rundir.resume import locked
+from alexnet_jax.rundir import LAST_GOOD, checkpoint, locked, resume
 from experiments import command_line, run_process, trial_records, trials
 from experiments.paper import cifar10, figure1
 from experiments.reports import metrics

@@ -1,13 +1,16 @@
 """Every kind of picture, as it is decoded."""
 
 import io
+import os
+import re
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import load_image
+from alexnet_jax.prepare import FORMATS, load_image
+from tests import runs
 from tests.prepared import noise
 
 
@@ -167,3 +170,51 @@ def test_undecodable_picture_is_refused_by_name(tmp_path, name):
 def test_missing_picture_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jpg .*No such file"):
         load_image(tmp_path / "gone.jpg", 8)
+
+
+@pytest.mark.parametrize("given", ["path", "bytes", "file"])
+def test_postscript_starts_no_program_whatever_its_name(tmp_path, given, monkeypatch):
+    started = tmp_path / "started"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # where Pillow keeps what it has found
+    path = tmp_path / "x.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    content = path.read_bytes()
+    picture = {"path": path, "bytes": content, "file": io.BytesIO(content)}[given]
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_image(picture, 8)
+    assert not started.exists()
+
+
+def test_no_image_is_opened_without_naming_its_formats():
+    files = [runs.ROOT / "run.py", *(runs.ROOT / "notebooks").glob("*.ipynb")]
+    for folder in ("alexnet_jax", "experiments"):
+        files += (runs.ROOT / folder).rglob("*.py")
+    calls = [call for f in files for call in re.findall(r"Image\.open\(.*", f.read_text())]
+    assert len(calls) >= 5
+    assert [call for call in calls if "formats=" not in call] == []
+
+
+def test_each_format_is_opened_by_its_content_under_any_extension(tmp_path):
+    Image.init()
+    registered = Image.registered_extensions()
+    for form, extensions in FORMATS.items():
+        assert {registered[extension] for extension in extensions} == {form}
+        content = io.BytesIO()
+        Image.fromarray(noise(8, 8, 3)).save(content, form)
+        for extension in (extensions[0], ".jpg", ".png"):
+            path = tmp_path / f"a{extension}"
+            path.write_bytes(content.getvalue())
+            assert load_image(path, 8).shape == (8, 8, 3)
+
+
+def test_a_pipe_a_device_and_a_directory_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "pipe.jpg", "/dev/zero", tmp_path / "folder.jpg"):
+        message = f"{path} cannot be decoded .*not a regular file"
+        with runs.within(5), pytest.raises(InputError, match=message):
+            load_image(path, 8)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import prepare, sources
+from alexnet_jax.prepare import prepare
 from tests.prepared import config, left_behind, noise, stored
 
 
@@ -200,9 +200,3 @@ def test_tfds_failures_are_one_line_with_the_remedy(tmp_path, name, message, cap
     assert "\n" not in str(caught.value)
     assert "pip install" not in capsys.readouterr().out, "tfds's own banner"
     assert not left_behind(tmp_path)
-
-
-def test_sources_list_of_extensions_is_decodable():
-    Image.init()
-    openable = {e for e, form in Image.registered_extensions().items() if form in Image.OPEN}
-    assert openable >= sources.EXTENSIONS
