@@ -1,15 +1,18 @@
-"""Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
+"""Momentum SGD as the paper writes it, and how its learning rate falls (section 5).
+
+Batches run on over the border of an epoch, so that an epoch need not be a whole number of steps:
+when one begins or ends is said here, too.
+"""
 
 import fnmatch
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
-
-from alexnet_jax.epochs import first_step
 
 
 def momentum_sgd(
@@ -52,6 +55,21 @@ def _like(params: Any, value: Any) -> Any:
     return value if isinstance(value, dict) else jax.tree.map(lambda _: value, params)
 
 
+def from_config(
+    config: ConfigDict, params: Any, step: Any = 0, scale: Any = 1.0, num_train: int = 1
+) -> optax.GradientTransformation:
+    """Return the optimizer of `config` for `params` in training step `step`, counted from 0.
+
+    `scale` is the plateau's, and `num_train`, the number of training examples, says which epoch the
+    step is in. What the optimizer's state looks like depends on `params` alone.
+    """
+    return momentum_sgd(
+        learning_rates(config, step, scale, num_train, params),
+        momentum=config.momentum,
+        weight_decay=weight_decays(config, params),
+    )
+
+
 def learning_rate(
     config: ConfigDict, step: Any, scale: Any, num_train: int, name: str = "*/kernel"
 ) -> Any:
@@ -76,9 +94,7 @@ def learning_rate(
     return rate
 
 
-def learning_rates(
-    config: ConfigDict, step: jax.Array, scale: jax.Array, num_train: int, params: Any
-) -> Any:
+def learning_rates(config: ConfigDict, step: Any, scale: Any, num_train: int, params: Any) -> Any:
     """Return `learning_rate` of every parameter, a tree like `params`."""
     return jax.tree.map_with_path(
         lambda path, _: learning_rate(config, step, scale, num_train, _name(path)), params
@@ -129,3 +145,23 @@ def plateau_after(
     _, after = rule.update({}, state, value=error)
     # After a rewind it may be below min_scale already.
     return after._replace(scale=jnp.minimum(after.scale, state.scale))
+
+
+def first_step(epoch: int, num_train: int, batch_size: int) -> int:
+    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later.
+
+    An int32: beyond its range there are no steps.
+    """
+    return min(math.ceil((epoch - 1) * num_train / batch_size), 2**31 - 1)
+
+
+def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:
+    """Return whether `step` completes another `config.eval_every_epochs` epochs."""
+    period = num_train * config.eval_every_epochs
+    seen = step * config.batch_size
+    return step > 0 and seen // period > (seen - config.batch_size) // period
+
+
+def total_steps(config: ConfigDict, num_train: int) -> int:
+    """Return `config.num_steps`, or the steps that see `config.num_epochs` epochs of examples."""
+    return config.num_steps or math.ceil(config.num_epochs * num_train / config.batch_size)

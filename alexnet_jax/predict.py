@@ -41,7 +41,7 @@ class Classifier:
 
         @jax.jit
         def probabilities(images: jax.Array) -> jax.Array:
-            crops = augment.centre_crop(images, state.mean_image, crop=config.augment.crop)
+            crops = augment.centre_crop(images, state.mean_image, config.augment.crop)
             logits: Any = model.apply({"params": state.params}, crops)
             return jax.nn.softmax(logits)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax.epochs import first_step
+from alexnet_jax.optim import first_step
 from alexnet_jax.state import TrainState, step_key
 
 
@@ -36,21 +36,11 @@ def train_step(
     rows = lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
-    colour_std = _colour_std(config, state.step, num_train)
+    colour_on = _colour_on(config, state.step, num_train)
 
     def loss(params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         images = augment.random_crops(
-            augment_key,
-            rows["id"],
-            rows["image"],
-            state.mean_image,
-            state.colour,
-            crop=config.augment.crop,
-            flip=config.augment.flip,
-            shared_by=config.augment.shared_by,
-            mean_crop=config.augment.mean_crop,
-            colour_std=colour_std,
-            colour_rule=config.augment.colour_rule,
+            augment_key, rows["id"], rows["image"], state.statistics, config.augment, colour_on
         )
         rngs = {"dropout": dropout_key}
         logits: Any = model.apply(
@@ -64,15 +54,11 @@ def train_step(
     means = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
     gradient, metrics = jax.lax.pmean(means, parallel.DATA)
 
-    scale = state.plateau.scale
-    optimizer = optim.momentum_sgd(
-        optim.learning_rates(config, state.step, scale, num_train, state.params),
-        momentum=config.momentum,
-        weight_decay=optim.weight_decays(config, state.params),
-    )
+    schedule = state.step, state.plateau.scale, num_train
+    optimizer = optim.from_config(config, state.params, *schedule)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
-        "learning_rate": optim.learning_rate(config, state.step, scale, num_train),
+        "learning_rate": optim.learning_rate(config, *schedule),
         "gradient_norm": parallel.norm(gradient, model.column_axis),
         "parameter_norm": parallel.norm(state.params, model.column_axis),
     }
@@ -97,18 +83,10 @@ def eval_step(
     judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
     that `config.augment` asks for, five where the recipe reflects nothing.
     """
-    fields = config.augment
     if ten_crop:
-        images = augment.evaluation_crops(
-            batch["image"],
-            state.mean_image,
-            crop=fields.crop,
-            flip=fields.flip,
-            mean_crop=fields.mean_crop,
-            number=fields.test_crops,
-        )
+        images = augment.evaluation_crops(batch["image"], state.mean_image, config.augment)
     else:
-        images = augment.centre_crop(batch["image"], state.mean_image, crop=fields.crop)
+        images = augment.centre_crop(batch["image"], state.mean_image, config.augment.crop)
 
     def log_probabilities(images: jax.Array) -> jax.Array:
         logits: Any = model.apply({"params": state.params}, images)
@@ -183,9 +161,9 @@ def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> 
     return jax.tree.map(lambda x: x / number, sums)
 
 
-def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | jax.Array:
-    """Return `augment.colour_std`, or 0 after `augment.colour_epochs`."""
-    std, epochs = config.augment.colour_std, config.augment.colour_epochs
-    if epochs is None or std == 0:
-        return std
-    return jnp.where(step < first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
+def _colour_on(config: ConfigDict, step: jax.Array, num_train: int) -> bool | jax.Array:
+    """Return whether colours are shifted in `step`: not after `augment.colour_epochs`."""
+    epochs = config.augment.colour_epochs
+    if epochs is None:
+        return True
+    return step < first_step(epochs + 1, num_train, config.batch_size)

@@ -18,11 +18,11 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import data, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.data import device_cache, to_devices
-from alexnet_jax.epochs import evaluation_due, total_steps
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.evaluate import eval_batch_size, eval_steps, evaluate
 from alexnet_jax.host import Stop, StopRequest, free_bytes, processes
 from alexnet_jax.layers import step_bytes
+from alexnet_jax.optim import evaluation_due, total_steps
 from alexnet_jax.prepare import check_classes, prepare
 from alexnet_jax.rundir import MetricsWriter, checkpoint, device, rewind_or_stop, versions
 from alexnet_jax.rundir import resume as workdir_lib

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
+from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import check, finished_result, locked, versions
 from experiments import run_process
 from experiments.command_line import field, read_config, without_places

@@ -8,6 +8,7 @@ import pytest
 
 from alexnet_jax import InputError, data, parallel
 from alexnet_jax import model as model_lib
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
@@ -37,7 +38,10 @@ def _after_a_step(config, digits, monkeypatch, devices, accumulate_steps):
     model = model_lib.from_config(config, layout.column_axis)
     step = functools.partial(train_step, model=model, config=config, num_train=1438)
     spread = layout.spread(step, updates_state=True)
-    state, metrics = spread(layout.place(initial_state(config, digits)), layout.shard(batch))
+    state, metrics = spread(
+        layout.place(initial_state(config, statistics_of(digits, config.augment))),
+        layout.shard(batch),
+    )
     values = {name: one_value(value) for name, value in metrics.items()}
     return layout.fetch(state).opt_state.trace, values
 

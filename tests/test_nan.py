@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.rundir import checkpoint, rewinds
 from alexnet_jax.rundir.resume import begin, note_rewinds
@@ -38,7 +39,7 @@ def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(con
 
 
 def test_parameters_that_are_not_finite_are_never_saved(config, digits, tmp_path):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {"validation": None})
         kernel = state.params["conv2"]["kernel"].at[0, 0, 0, 0].set(jnp.inf)

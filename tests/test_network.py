@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax import optim
+from alexnet_jax.augment import Statistics
 from alexnet_jax.layers import layer_names
 from alexnet_jax.state import abstract_state, create_state, step_key
 from alexnet_jax.train import train_step
@@ -62,7 +63,7 @@ def undisturbed(recipe):
 def first_state(config, images):
     """Return a state before its first step, with a velocity as after many."""
     mean = images.astype(np.float64).mean(0).astype(np.float32)
-    state = jax.jit(lambda: create_state(config, mean, jnp.zeros((3, 3))))()
+    state = jax.jit(lambda: create_state(config, Statistics(mean, jnp.zeros((3, 3)))))()
     velocity = jax.tree.map(lambda w: 1e-5 * w[::-1], state.params)
     return state.replace(opt_state=state.opt_state._replace(trace=velocity))
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import optim
-from alexnet_jax.epochs import first_step
+from alexnet_jax.optim import first_step
 from configs import alexnet_2012_code
 from tests.agreement import agree
 

@@ -10,6 +10,7 @@ import pytest
 
 from alexnet_jax import InputError, data, parallel, predict, restore
 from alexnet_jax import model as model_lib
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
@@ -72,7 +73,7 @@ def test_gradients_of_split_and_grouped_are_equal(
     config.model.cross_layers = crossing
     config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 0.1
     batches = data.train_batches(digits, seed=0, batch_size=16)
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     grouped = _on_one_device(config)
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:number])
     monkeypatch.setattr(jax, "device_count", lambda: number)
@@ -97,7 +98,7 @@ def test_gradients_of_split_and_grouped_are_equal(
 
 
 def test_logits_of_split_and_grouped_are_equal(two_columns, digits):
-    state = initial_state(two_columns, digits)
+    state = initial_state(two_columns, statistics_of(digits, two_columns.augment))
     images = next(data.train_batches(digits, seed=0, batch_size=16))["image"][:, :67, :67] - 100.0
     grouped = model_lib.from_config(two_columns)
     layout = parallel.Split()

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from alexnet_jax import InputError, augment, data, parallel, predict, restore, train
 from alexnet_jax import model as model_lib
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
 from alexnet_jax.host import StopRequest
 from alexnet_jax.rundir import checkpoint
@@ -61,7 +63,7 @@ def test_each_step_crops_and_drops_otherwise(config, digits):
     layout = parallel.Pmap()
     batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
     step = layout.spread(_step_of_one_device(config))
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     losses = []
     for number in (0, 1, 1):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
@@ -88,7 +90,7 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
     batch = {name: whole[name][DIGITS] for name in ("image", "label")}
     layout, model = parallel.Pmap(), model_lib.from_config(config)
     step = layout.spread(_step_of_one_device(config), updates_state=True)
-    state = layout.place(initial_state(config, digits))
+    state = layout.place(initial_state(config, statistics_of(digits, config.augment)))
     for _ in range(250):  # with augmentation and dropout
         state, metrics = step(state, layout.shard(batch))
         jax.block_until_ready(metrics)  # forced host devices may deadlock with many steps in flight
@@ -100,7 +102,7 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
 
 @pytest.mark.parametrize("batch_size", [8, 64, 360, 400])
 def test_evaluation_sees_every_example_once(config, digits, batch_size):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
     layout = parallel.Pmap()
     step, _ = eval_steps(config, layout)
@@ -142,7 +144,7 @@ def test_the_softmax_outputs_of_the_crops_are_averaged(
 ):
     config.augment.flip, config.augment.test_crops = True, number
     config.augment.mean_crop = mean_crop
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
     layout = parallel.Pmap()
     _, step = eval_steps(config, layout)
@@ -196,7 +198,7 @@ def test_the_step_augments_as_the_config_says(config, digits):
     config.augment.crop, config.augment.shared_by = 67, 4
     config.model.dropout = 0.0
     state, batch = (
-        initial_state(config, digits),
+        initial_state(config, statistics_of(digits, config.augment)),
         next(data.train_batches(digits, seed=0, batch_size=16)),
     )
     vectors, values = digits.eigenvectors, digits.eigenvalues
@@ -206,19 +208,9 @@ def test_the_step_augments_as_the_config_says(config, digits):
     _, metrics = step(layout.place(state), layout.shard(batch))
 
     key, _ = jax.random.split(step_key(config, state.step))
-    images = augment.random_crops(
-        key,
-        jnp.arange(16),
-        batch["image"],
-        state.mean_image,
-        state.colour,
-        crop=67,
-        flip=True,
-        shared_by=4,
-        mean_crop="centre",
-        colour_std=0.1,
-        colour_rule="released",
-    )
+    fields = {"crop": 67, "flip": True, "shared_by": 4, "mean_crop": "centre"}
+    fields = ConfigDict(fields | {"colour_std": 0.1, "colour_rule": "released"})
+    images = augment.random_crops(key, jnp.arange(16), batch["image"], state.statistics, fields)
     logits = model_lib.from_config(config).apply({"params": state.params}, images)
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     loss = -log_p[np.arange(16), batch["label"]].mean()
@@ -231,7 +223,7 @@ def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
     layout = parallel.Pmap()
     batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
     _, metrics = layout.spread(_step_of_one_device(config))(
-        layout.place(initial_state(config, digits)), batch
+        layout.place(initial_state(config, statistics_of(digits, config.augment))), batch
     )
     assert one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
 
@@ -245,7 +237,7 @@ def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits
     layout = parallel.Pmap()
     batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
     step = layout.spread(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     plain = config.copy_and_resolve_references()
     plain.augment.colour_std = 0.0
     plain_step = layout.spread(_step_of_one_device(plain, num_train=40))
@@ -317,7 +309,7 @@ def _stop_and_compare(config, straight_run, straight, stopped, number):
 
 
 def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tmp_path):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step, error in ((1, 0.5), (2, 0.3), (3, None), (4, 0.4), (5, 0.35), (6, None)):
             run = {"validation": error and {"top1_error": error}}
@@ -331,7 +323,7 @@ def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tm
 def test_a_checkpoint_that_has_no_room_is_refused_before_it_is_begun(
     config, digits, tmp_path, monkeypatch
 ):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {"validation": None})
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -430,7 +422,7 @@ def test_a_checkpoint_holds_one_copy_whatever_the_devices(config, tmp_path):
     config.num_steps = 1
     train_and_evaluate(config, tmp_path)
     _, state, _ = checkpoint.load(tmp_path)
-    abstract = jax.eval_shape(lambda: create_state(config, state.mean_image, state.colour))
+    abstract = jax.eval_shape(lambda: create_state(config, state.statistics))
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
     assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == {jax.devices()[0]}
 

@@ -49,7 +49,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
         cached = train.cached_rows(dataset, layout)
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
 
-    state = layout.place(initial_state(config, dataset))
+    state = layout.place(initial_state(config, augment.statistics_of(dataset, config.augment)))
     step = train.compiled_step(config, dataset, layout, state, cached)
     batches = train.batches(config, dataset, layout, 0, step.input_shardings[0][1], cached)
 
@@ -101,28 +101,13 @@ def _parts(
     rows = config.batch_size // layout.shares // config.accumulate_steps
     state = jax.device_put(state)  # on one device
     batch = next(data.train_batches(dataset, seed=config.seed, batch_size=rows))
-    fields = config.augment
 
     def augmented(images: jax.Array) -> jax.Array:
-        return augment.random_crops(
-            jax.random.key(0),
-            jnp.arange(rows),
-            images,
-            state.mean_image,
-            state.colour,
-            crop=fields.crop,
-            flip=fields.flip,
-            shared_by=fields.shared_by,
-            mean_crop=fields.mean_crop,
-            colour_std=fields.colour_std,
-            colour_rule=fields.colour_rule,
-        )
+        key, ids = jax.random.key(0), jnp.arange(rows)
+        return augment.random_crops(key, ids, images, state.statistics, config.augment)
 
     def updated(gradient: Any, opt_state: Any, params: Any) -> Any:
-        optimizer = optim.momentum_sgd(
-            config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        return optimizer.update(gradient, opt_state, params)
+        return optim.from_config(config, params).update(gradient, opt_state, params)
 
     images = jnp.asarray(batch["image"])
     augment_jit, update_jit = jax.jit(augmented), jax.jit(updated)

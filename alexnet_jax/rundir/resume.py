@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import data
-from alexnet_jax.epochs import total_steps
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import regular
+from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
@@ -60,7 +61,7 @@ def begin(
     }
     restored = checkpoints.restore_latest(abstract_state(config))
     if restored is None:
-        state = initial_state(config, dataset)
+        state = initial_state(config, statistics_of(dataset, config.augment))
     else:
         state, saved = restored
         _refuse_another_run(config, workdir, dataset, int(state.step), run, saved)

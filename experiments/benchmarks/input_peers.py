@@ -229,7 +229,7 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     """
     import jax
 
-    from alexnet_jax import data, parallel, state, train
+    from alexnet_jax import augment, data, parallel, state, train
     from alexnet_jax.data import to_devices
     from configs import alexnet
 
@@ -237,7 +237,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     config.dataset, config.batch_size, config.model.num_classes = dataset(scratch, "jpeg"), 32, 10
     pictures = data.open_dataset(prepared(scratch, "jpeg"))
     layout = parallel.layout(config)
-    current = layout.place(state.initial_state(config, pictures))
+    current = layout.place(
+        state.initial_state(config, augment.statistics_of(pictures, config.augment))
+    )
     step = train.compiled_step(config, pictures, layout, current, {})
     host = data.train_batches(pictures, seed=0, batch_size=config.batch_size)
     shardings = step.input_shardings[0][1]

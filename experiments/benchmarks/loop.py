@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 
 from alexnet_jax import data, parallel, train
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.host import heap
 from alexnet_jax.prepare import check_classes, prepare
 from alexnet_jax.rundir import MetricsWriter, device, versions
@@ -50,7 +51,7 @@ def measured(
     dataset = data.open_dataset(directory, config.dataset.on_error)
     check_classes(config.model.num_classes, dataset.class_names, config.dataset.name)
     cached = train.cached_rows(dataset, layout) if config.dataset.cache == "device" else {}
-    state = layout.place(initial_state(config, dataset))
+    state = layout.place(initial_state(config, statistics_of(dataset, config.augment)))
     compiled = train.compiled_step(config, dataset, layout, state, cached)
     batches = train.batches(config, dataset, layout, 0, compiled.input_shardings[0][1], cached)
     same = next(batches)

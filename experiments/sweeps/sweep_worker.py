@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from alexnet_jax.epochs import total_steps
+from alexnet_jax.optim import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop
 from alexnet_jax.rundir import locked
