@@ -1,9 +1,10 @@
 """Devices: one function over all of them, state on each, batches dealt out.
 
-The functions that a layout spreads see one device's share of the batch and the axis DATA over the
+The functions that a sharding spreads see one device's share of the batch and the axis DATA over the
 shares; they do not depend on how many there are.
 """
 
+import concurrent.futures
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class Pmap:
     def __init__(self) -> None:
         self.shares = jax.device_count()
 
-    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
+    def map(self, function: Callable, *, updates_state: bool = False) -> Any:
         """Return `function(state, batch)` over all devices; `state` and `batch` as placed here.
 
         A function that `updates_state` returns (state, metrics), and its `state` is donated; what
@@ -36,7 +37,7 @@ class Pmap:
         """
         return jax.pmap(function, axis_name=DATA, donate_argnums=(0,) if updates_state else ())
 
-    def place(self, tree: Any) -> Any:
+    def replicate(self, tree: Any) -> Any:
         """Return the one copy of a state, or of a part of it, on the devices of all processes."""
         everywhere = NamedSharding(jax.sharding.Mesh(jax.devices(), DATA), PartitionSpec(DATA))
 
@@ -46,7 +47,7 @@ class Pmap:
 
         return jax.tree.map(copies, tree)
 
-    def fetch(self, tree: Any) -> Any:
+    def unreplicate(self, tree: Any) -> Any:
         """Return one copy of a placed state, or of a part of it, as NumPy arrays."""
         # A copy, for on a CPU NumPy would see the memory that the next step is donated.
         return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
@@ -79,8 +80,8 @@ class Split:
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 2), (DATA, MODEL))
         self.shares = jax.device_count() // 2
 
-    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
-        """As `Pmap.spread`."""
+    def map(self, function: Callable, *, updates_state: bool = False) -> Any:
+        """As `Pmap.map`."""
 
         def over_mesh(state: TrainState, batch: Any) -> Any:
             specs = self._specs(state)
@@ -94,13 +95,13 @@ class Split:
 
         return jax.jit(over_mesh, donate_argnums=(0,) if updates_state else ())
 
-    def place(self, tree: Any) -> Any:
-        """As `Pmap.place`; a part is taken to be of what is on every device."""
+    def replicate(self, tree: Any) -> Any:
+        """As `Pmap.replicate`; a part is taken to be of what is on every device."""
         shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs(tree))
         return jax.device_put(tree, shardings)
 
-    def fetch(self, tree: Any) -> Any:
-        """As `Pmap.fetch`."""
+    def unreplicate(self, tree: Any) -> Any:
+        """As `Pmap.unreplicate`."""
 
         def whole(leaf: jax.Array) -> np.ndarray:
             if leaf.is_fully_replicated:
@@ -130,7 +131,7 @@ class Split:
         )
 
 
-def layout(config: ConfigDict) -> Pmap | Split:
+def sharding(config: ConfigDict) -> Pmap | Split:
     """Return how `config.parallel` lays network and batches out over the devices.
 
     Raises InputError unless the devices can be paired, where they must be, all shares of
@@ -154,6 +155,12 @@ def layout(config: ConfigDict) -> Pmap | Split:
             f" take one of {', '.join(options)}"
         )
     return chosen
+
+
+def compiled(*lowered: Any) -> list[Any]:
+    """Return `lowered` programs compiled, side by side."""
+    with concurrent.futures.ThreadPoolExecutor(len(lowered)) as pool:
+        return list(pool.map(lambda each: each.compile(), lowered))
 
 
 def round_up(batch_size: int) -> int:

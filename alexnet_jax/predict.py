@@ -33,11 +33,11 @@ class Classifier:
     """
 
     def __init__(self, workdir: str | pathlib.Path) -> None:
-        config, state, run = checkpoint.load(workdir)
+        config, state, record = checkpoint.load(workdir)
         model = model_lib.from_config(config)
         self.size: int = config.dataset.image_size
         self.step = int(state.step)
-        self.class_names: Sequence[str] = run["class_names"]
+        self.class_names: Sequence[str] = record.class_names
 
         @jax.jit
         def probabilities(images: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
         return
     with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
         with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
-            identity = checkpoints.restore_run(checkpoints.latest() or 0)["data"]
+            identity = checkpoints.restore_record(checkpoints.latest() or 0).data
         prepared = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
         (path,) = prepared.glob(f"*-{identity.partition('-')[0]}/statistics.json")
         statistics = json.loads(path.read_text())

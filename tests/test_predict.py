@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run
-from alexnet_jax import InputError, predict
+from alexnet_jax import InputError, command_line, predict
 from alexnet_jax.inspect import contact_sheet, predictions
 from alexnet_jax.prepare import load_image
 from tests import runs
@@ -107,10 +106,7 @@ def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, c
     base = ["run.py", "--mode=predict", f"--workdir={workdir}"]
 
     def lines(*arguments: str) -> list[str]:
-        run.flags.FLAGS.unparse_flags()
-        for name in ("images", "out"):
-            run.flags.FLAGS[name].unparse()
-        assert run.main([*base, *arguments]) == 0
+        assert command_line.main([*base, *arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
     said = lines(f"--images={folder}", str(other))

@@ -77,12 +77,12 @@ def test_gradients_of_split_and_grouped_are_equal(
     grouped = _on_one_device(config)
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:number])
     monkeypatch.setattr(jax, "device_count", lambda: number)
-    layout = parallel.Split()
-    split = layout.spread(_step(config, layout.column_axis), updates_state=True)
+    sharding = parallel.Split()
+    split = sharding.map(_step(config, sharding.column_axis), updates_state=True)
     differs = []
     for step, batch in enumerate(itertools.islice(batches, STEPS)):
         wanted, wanted_metrics = grouped(state, batch)
-        got, metrics = split(layout.place(state), layout.shard(batch))
+        got, metrics = split(sharding.replicate(state), sharding.shard(batch))
         agree(metrics["loss"], wanted_metrics["loss"], rtol=1e-6, what="loss")
         try:
             agree(metrics, wanted_metrics, rtol=1e-5, what="metrics ")
@@ -101,15 +101,17 @@ def test_logits_of_split_and_grouped_are_equal(two_columns, digits):
     state = initial_state(two_columns, statistics_of(digits, two_columns.augment))
     images = next(data.train_batches(digits, seed=0, batch_size=16))["image"][:, :67, :67] - 100.0
     grouped = model_lib.from_config(two_columns)
-    layout = parallel.Split()
-    column = model_lib.from_config(two_columns, layout.column_axis)
+    sharding = parallel.Split()
+    column = model_lib.from_config(two_columns, sharding.column_axis)
 
     def logits(state, images):
         return jax.lax.all_gather(
             column.apply({"params": state.params}, images), parallel.DATA, tiled=True
         )
 
-    got = layout.spread(logits)(layout.place(state), layout.shard({"image": images})["image"])
+    got = sharding.map(logits)(
+        sharding.replicate(state), sharding.shard({"image": images})["image"]
+    )
     wanted = jax.jit(grouped.apply)({"params": state.params}, images)
     agree(got, wanted, rtol=1e-5)
     # The comparison is one of two columns: crossing elsewhere is another network.
@@ -154,8 +156,8 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
     config.checkpoint_every_steps = 2
 
     def run(name, plan):
-        for num_steps, layout in plan:
-            config.num_steps, config.parallel = num_steps, layout
+        for num_steps, sharding in plan:
+            config.num_steps, config.parallel = num_steps, sharding
             train_and_evaluate(config, tmp_path / name)
         return checkpoint.load(tmp_path / name, "latest")[1]
 
@@ -187,8 +189,8 @@ def test_a_device_of_a_pair_holds_about_half(monkeypatch):
     images = jax.ShapeDtypeStruct((32, 256, 256, 3), jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((32,), jnp.int32)}
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
-    layout = parallel.Split()
-    split = layout.spread(_step(config, layout.column_axis), updates_state=True)
+    sharding = parallel.Split()
+    split = sharding.map(_step(config, sharding.column_axis), updates_state=True)
     split = split.lower(state, batch).compile().memory_analysis()
 
     step = jax.jit(jax.vmap(_step(config), axis_name=parallel.DATA), donate_argnums=(0,))
@@ -223,4 +225,4 @@ def test_a_batch_that_pairs_cannot_share_is_refused(two_columns):
     with pytest.raises(
         InputError, match="10 cannot be divided over 4 pairs of devices; .* 8 or 12"
     ):
-        parallel.layout(two_columns)
+        parallel.sharding(two_columns)

@@ -17,9 +17,9 @@ from PIL import Image
 from alexnet_jax import InputError, augment, data, parallel, predict, restore, train
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
-from alexnet_jax.host import StopRequest
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.evaluate import evaluate, evaluate_checkpoint, lowered_eval_steps
+from alexnet_jax.rundir import RunRecord, checkpoint
+from alexnet_jax.setting import Setting
 from alexnet_jax.state import create_state, initial_state, step_key
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_2012_code
@@ -60,14 +60,14 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
 
 
 def test_each_step_crops_and_drops_otherwise(config, digits):
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    step = layout.spread(_step_of_one_device(config))
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = sharding.map(_step_of_one_device(config))
     state = initial_state(config, statistics_of(digits, config.augment))
     losses = []
     for number in (0, 1, 1):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
-        losses.append(one_value(step(layout.place(of_number), batch)[1]["loss"]))
+        losses.append(one_value(step(sharding.replicate(of_number), batch)[1]["loss"]))
     assert losses[0] != losses[1] == losses[2]
 
 
@@ -88,14 +88,14 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
     config.learning_rate = 0.02
     whole = next(data.eval_batches(digits, batch_size=digits.num_train, split="train"))
     batch = {name: whole[name][DIGITS] for name in ("image", "label")}
-    layout, model = parallel.Pmap(), model_lib.from_config(config)
-    step = layout.spread(_step_of_one_device(config), updates_state=True)
-    state = layout.place(initial_state(config, statistics_of(digits, config.augment)))
+    sharding, model = parallel.Pmap(), model_lib.from_config(config)
+    step = sharding.map(_step_of_one_device(config), updates_state=True)
+    state = sharding.replicate(initial_state(config, statistics_of(digits, config.augment)))
     for _ in range(250):  # with augmentation and dropout
-        state, metrics = step(state, layout.shard(batch))
+        state, metrics = step(state, sharding.shard(batch))
         jax.block_until_ready(metrics)  # forced host devices may deadlock with many steps in flight
     crops = (batch["image"] - digits.mean_image)[:, 2:69, 2:69]
-    logits = jax.jit(model.apply)({"params": layout.fetch(state.params)}, crops)
+    logits = jax.jit(model.apply)({"params": sharding.unreplicate(state.params)}, crops)
     assert (np.asarray(logits).argmax(1) != batch["label"]).sum() == 0
     assert metrics["loss"][0] < 0.5
 
@@ -104,9 +104,12 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
 def test_evaluation_sees_every_example_once(config, digits, batch_size):
     state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
-    layout = parallel.Pmap()
-    step, _ = eval_steps(config, layout)
-    found = evaluate(step, layout.place(state), digits, batch_size, layout, StopRequest())
+    sharding = parallel.Pmap()
+    config.batch_size = batch_size
+    setting = Setting(config, digits, sharding)
+    replicated = sharding.replicate(state)
+    step = lowered_eval_steps(setting, replicated)[0].compile()
+    found = evaluate(step, replicated, setting)
 
     batches = data.eval_batches(digits, batch_size=len(digits.mean_image) * 8)
     rows = [(b["image"][b["mask"]], b["label"][b["mask"]]) for b in batches]
@@ -146,10 +149,11 @@ def test_the_softmax_outputs_of_the_crops_are_averaged(
     config.augment.mean_crop = mean_crop
     state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
-    layout = parallel.Pmap()
-    _, step = eval_steps(config, layout)
+    sharding = parallel.Pmap()
     batch = next(iter(data.eval_batches(digits, batch_size=16)))
-    found = step(layout.place(state), layout.shard(batch))
+    replicated = sharding.replicate(state)
+    step = lowered_eval_steps(Setting(config, digits, sharding), replicated)[1].compile()
+    found = step(replicated, sharding.shard(batch))
 
     views = []
     mean_image = digits.mean_image.astype(np.float64)
@@ -203,9 +207,9 @@ def test_the_step_augments_as_the_config_says(config, digits):
     )
     vectors, values = digits.eigenvectors, digits.eigenvalues
     agree(state.colour, vectors @ np.diag(np.sqrt(values)), rtol=1e-6, what="colour axes")
-    layout = parallel.Pmap()
-    step = layout.spread(_step_of_one_device(config))
-    _, metrics = step(layout.place(state), layout.shard(batch))
+    sharding = parallel.Pmap()
+    step = sharding.map(_step_of_one_device(config))
+    _, metrics = step(sharding.replicate(state), sharding.shard(batch))
 
     key, _ = jax.random.split(step_key(config, state.step))
     fields = {"crop": 67, "flip": True, "shared_by": 4, "mean_crop": "centre"}
@@ -220,10 +224,10 @@ def test_the_step_augments_as_the_config_says(config, digits):
 def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
     config.schedule, config.milestones = "epochs", ((2**31 - 1, "*", 0.1),)
     config.augment.colour_epochs = 2**31 - 1
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    _, metrics = layout.spread(_step_of_one_device(config))(
-        layout.place(initial_state(config, statistics_of(digits, config.augment))), batch
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    _, metrics = sharding.map(_step_of_one_device(config))(
+        sharding.replicate(initial_state(config, statistics_of(digits, config.augment))), batch
     )
     assert one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
 
@@ -234,15 +238,15 @@ def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits
     config.milestones = ((2, "*", 0.1), (2, "conv1/*", 0.0))
     config.augment.colour_std, config.augment.colour_epochs = 1.0, 1
     config.augment.colour_rule = "released"
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    step = layout.spread(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = sharding.map(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
     state = initial_state(config, statistics_of(digits, config.augment))
     plain = config.copy_and_resolve_references()
     plain.augment.colour_std = 0.0
-    plain_step = layout.spread(_step_of_one_device(plain, num_train=40))
+    plain_step = sharding.map(_step_of_one_device(plain, num_train=40))
     for number, epoch in ((2, 1), (3, 2)):
-        placed = layout.place(state.replace(step=jnp.int32(number)))
+        placed = sharding.replicate(state.replace(step=jnp.int32(number)))
         after, metrics = step(placed, batch)
         _, plain_metrics = plain_step(placed, batch)
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, placed.params)
@@ -276,9 +280,9 @@ def _stop_in_evaluation(number):
     """Return an `evaluate` in whose call `number` a stop is requested."""
     calls = iter(range(1000))
 
-    def evaluate_and_stop(step, state, dataset, batch_size, layout, stop):
-        stop.requested |= next(calls) == number
-        return evaluate(step, state, dataset, batch_size, layout, stop)
+    def evaluate_and_stop(step, state, setting, *what):
+        setting.stop.requested |= next(calls) == number
+        return evaluate(step, state, setting, *what)
 
     return evaluate_and_stop
 
@@ -302,7 +306,7 @@ def _stop_and_compare(config, straight_run, straight, stopped, number):
     }
     first, second = (checkpoint.load(name, "latest") for name in (straight_run, stopped))
     jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
-    assert second[2]["validation"] is not None or number == 0
+    assert second[2].validation is not None or number == 0
     steps = [line["step"] for line in runs.metrics(stopped, "val")]
     assert steps == [4, 6]
     assert [line["step"] for line in runs.metrics(stopped)] == list(range(1, 7))
@@ -312,8 +316,8 @@ def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tm
     state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step, error in ((1, 0.5), (2, 0.3), (3, None), (4, 0.4), (5, 0.35), (6, None)):
-            run = {"validation": error and {"top1_error": error}}
-            checkpoints.save(step, state, run)
+            record = RunRecord(validation=error and {"top1_error": error})
+            checkpoints.save(step, state, record)
             assert checkpoints.best() == (1 if step == 1 else 2)
         assert checkpoints.latest() == 6
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
@@ -325,10 +329,10 @@ def test_a_checkpoint_that_has_no_room_is_refused_before_it_is_begun(
 ):
     state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"validation": None})
+        checkpoints.save(1, state, RunRecord())
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(InputError, match=f"cannot write {tmp_path}.* free are 0 MB"):
-            checkpoints.save(2, state, {"validation": None})
+            checkpoints.save(2, state, RunRecord())
         assert checkpoints.latest() == 1
 
 

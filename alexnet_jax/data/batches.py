@@ -250,12 +250,16 @@ def eval_batches(
     return decoded(records, dataset.image_size, places, rows, num_threads)
 
 
-def blank_batch(dataset: Dataset, batch_size: int, *, by_record: bool = False) -> Batch:
-    """A batch of zeros as of `train_batches`, or of `train_records`, to compile with."""
-    if by_record:
+def blank_batch(dataset: Dataset, batch_size: int, kind: str = "train") -> Batch:
+    """A batch of zeros as of `train_batches`, to compile with.
+
+    `kind` 'records' gives one as of `train_records`, 'eval' as of `eval_batches`.
+    """
+    if kind == "records":
         return {"record": np.zeros(batch_size, np.int32)}
     shape = (batch_size, dataset.image_size, dataset.image_size, 3)
-    return {"image": np.zeros(shape, np.uint8), "label": np.zeros(batch_size, np.int32)}
+    batch: Batch = {"image": np.zeros(shape, np.uint8), "label": np.zeros(batch_size, np.int32)}
+    return batch | ({"mask": np.zeros(batch_size, bool)} if kind == "eval" else {})
 
 
 def _permutations(seed: int, number: int) -> Callable[[int], np.ndarray]:

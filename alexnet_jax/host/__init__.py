@@ -1,10 +1,10 @@
 """The machine and the process: signals, other processes, memory, compiled programs, files."""
 
-from alexnet_jax.host import compilation_cache, heap, processes
+from alexnet_jax.host import compilation_cache, heap, processes, streams
 from alexnet_jax.host.atomic import whole_files
 from alexnet_jax.host.disk import regular, sync
 from alexnet_jax.host.machine import cores, free_bytes
-from alexnet_jax.host.signals import SIGNALS, Stop, StopRequest, as_interrupts, leave
+from alexnet_jax.host.signals import SIGNALS, Stop, StopRequest, as_interrupts, interrupts
 
 __all__ = [
     "SIGNALS",
@@ -15,9 +15,10 @@ __all__ = [
     "cores",
     "free_bytes",
     "heap",
-    "leave",
+    "interrupts",
     "processes",
     "regular",
+    "streams",
     "sync",
     "whole_files",
 ]

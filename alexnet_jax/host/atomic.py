@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.host.disk import sync
+from alexnet_jax.host.signals import interrupts
 
 
 @contextlib.contextmanager
@@ -21,7 +22,8 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=directory) as scratch:
+        unfinished = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=directory)
+        with interrupts(), unfinished as scratch:
             yield pathlib.Path(scratch)
             files = sorted(pathlib.Path(scratch).iterdir())
             for file in files:
@@ -35,7 +37,7 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         if made:
             with contextlib.suppress(OSError):
                 directory.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError):
             raise InputError(
                 f"{directory} cannot be written ({error.strerror}); make room, or name another"
                 " place"

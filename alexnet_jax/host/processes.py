@@ -22,7 +22,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -133,7 +133,8 @@ class _Processes:
             line, code = f"error: {who} has ended{why}; start all of them again: ", LEFT
             line += "the same command continues"
         # Not by Python's stream, whose lock may be held by a thread that waits for ever.
-        os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
         os._exit(code)
 
     def _aborted(self, _: int) -> None:
@@ -189,8 +190,8 @@ class _Processes:
 class _StopTogether:
     """A StopRequest of all processes: `requested` becomes true for all at the same poll.
 
-    Reading `requested` is a poll, and so is a call of `unless_requested`. All processes poll in the
-    same places, and are at most one collective apart.
+    Reading `requested` is a poll. All processes poll in the same places, and are at most one
+    collective apart.
     """
 
     def __init__(self, processes: _Processes) -> None:
@@ -200,13 +201,8 @@ class _StopTogether:
     def requested(self) -> bool:
         return self._processes.poll()
 
-    def unless_requested(self, function: Callable[[], T]) -> T | None:
-        """Return `function()`, or None where all stop here; what has begun is not left alone."""
-        return None if self.requested else function()
-
 
 _here: _Processes | None = None
-_failed = False
 
 
 @contextlib.contextmanager
@@ -219,22 +215,19 @@ def joined() -> Iterator[None]:
     Raises:
       InputError: JAX finds no cluster, or not all of its processes came within 5 minutes.
     """
-    global _here, _failed
-    with StopRequest() as stop:
-        if stop.unless_requested(_initialize) is None:
-            raise KeyboardInterrupt
+    global _here
+    _initialize()
     _here = _Processes()
     try:
         yield
         _here.part()
     except BaseException as error:
         _here.fail(error)
-        _failed = True
         atexit.register(os._exit, 1)  # of an error nobody expects; JAX would wait for the others
         raise
 
 
-def _initialize() -> bool:
+def _initialize() -> None:
     # JAX's own service for stops takes SIGTERM away from Python and does not know SIGINT.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -243,12 +236,6 @@ def _initialize() -> bool:
         raise InputError(
             f"--distributed: JAX finds no cluster to join ({' '.join(str(error).split())[:200]})"
         ) from error
-    return True
-
-
-def failed() -> bool:
-    """Return whether an exception has left `joined`: JAX would then wait for the others to end."""
-    return _failed
 
 
 def together(stop: StopRequest) -> Stop:

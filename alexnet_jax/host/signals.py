@@ -1,25 +1,23 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one ends it at once.
+"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one ends it immediately.
 
-A thread of its own reads them as they arrive, for Python's handlers wait until the main thread is
-back from whatever it is at: a compilation takes a minute.
+That is so while there are steps to be lost. Before the first step the system's default behaviour is
+right. A thread reads the signals as they arrive, because Python's handlers wait until the main
+thread returns from whatever it does.
 """
 
-import concurrent.futures
+import contextlib
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn, Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds in which the same signal once more is the same request: timeout(1) sends its own to the
 # process and to the process group, and batch systems to the job and each of its steps.
 SAME = 0.5
-_LEFT_ALONE = "left alone by a stop"  # name of threads
-T = TypeVar("T")
 
 
 class Stop(Protocol):
@@ -28,9 +26,6 @@ class Stop(Protocol):
     @property
     def requested(self) -> bool:
         """Whether to stop here."""
-
-    def unless_requested(self, function: Callable[[], T]) -> T | None:
-        """Return `function()`, or None where it is to stop."""
 
 
 class StopRequest:
@@ -69,31 +64,12 @@ class StopRequest:
                 first = number[0], now
                 self.requested = True
             elif number[0] != first[0] or now - first[1] > SAME:
-                os.write(2, b"stopped at once; the same command goes on from the last save\n")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    os.write(
+                        2, b"stopped immediately; the same command resumes from the last save\n"
+                    )
                 os._exit(128 + number[0])
         os.close(reads)
-
-    def unless_requested(self, function: Callable[[], T]) -> T | None:
-        """Return `function()`, or None as soon as a stop is requested.
-
-        The function, which must change nothing that anybody else sees, is then left alone: leave
-        the process by `leave`.
-        """
-        if self.requested:
-            return None
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, name=_LEFT_ALONE, daemon=True).start()
-        while not self.requested:
-            if concurrent.futures.wait([future], timeout=0.1).done:
-                return future.result()
-        return None
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
@@ -104,27 +80,30 @@ class StopRequest:
 
 
 def as_interrupts() -> None:
-    """Make SIGTERM, like SIGINT, raise KeyboardInterrupt; the second signal kills the process."""
+    """Make SIGTERM, like SIGINT, raise KeyboardInterrupt; the second signal kills the process.
+
+    The exception's argument is the number of the signal.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     for number in SIGNALS:
         signal.signal(number, interrupt)
 
 
-def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End the process with `code`; `at_once`, or where a stop has left a thread at work.
-
-    To end in the usual way while such a thread is compiling would take what it needs from under it.
-    A signal from now on changes nothing any more.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if at_once or any(thread.name == _LEFT_ALONE for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+@contextlib.contextmanager
+def interrupts() -> Iterator[None]:
+    """Context of `as_interrupts`; outside the main thread signals stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    as_interrupts()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment, data, optim, parallel, train
 from alexnet_jax import config as config_lib
-from alexnet_jax.data import device_cache
 from alexnet_jax.errors import InputError
 from alexnet_jax.inspect.layer_times import layer_times, seconds
-from alexnet_jax.prepare import check_classes, prepare
+from alexnet_jax.setting import Setting, open_setting
 from alexnet_jax.state import initial_state
 
 WARM, TIMED, TRACED = 2, 5, 3  # steps
@@ -35,23 +34,16 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
     Raises:
       InputError: the data or the devices do not fit the config, or `workdir` holds a run.
     """
-    layout = parallel.layout(config)
-    train.refuse_too_large(config, layout)
     for name in ("config.json", "metrics.jsonl", "checkpoints"):
         if (workdir / name).exists():
             raise InputError(f"--workdir={workdir} holds a run; take another for --mode=profile")
-    directory = prepare(config.dataset, num_classes=config.model.num_classes)
-    dataset = data.open_dataset(directory, config.dataset.on_error)
-    check_classes(config.model.num_classes, dataset.class_names, config.dataset.name)
-    cached = {}
-    if config.dataset.cache == "device":
-        device_cache.refuse_too_large(dataset, layout.shares)
-        cached = train.cached_rows(dataset, layout)
+    setting = open_setting(config)
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-
-    state = layout.place(initial_state(config, augment.statistics_of(dataset, config.augment)))
-    step = train.compiled_step(config, dataset, layout, state, cached)
-    batches = train.batches(config, dataset, layout, 0, step.input_shardings[0][1], cached)
+    statistics_ = augment.statistics_of(setting.dataset, config.augment)
+    state = setting.sharding.replicate(initial_state(config, statistics_))
+    cached = train.cached_rows(setting)
+    [step] = parallel.compiled(train.lowered_step(setting, state, cached))
+    batches = train.train_batches(setting, step, cached, 0)
 
     def taken(number: int) -> list[float]:
         nonlocal state
@@ -73,7 +65,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
         "step_seconds": step_seconds,
         "images_per_second": config.batch_size / step_seconds,
         "compiler": _compilers_count(step),
-        "parts": _parts(config, dataset, layout, layout.fetch(state), step_seconds),
+        "parts": _parts(setting, setting.sharding.unreplicate(state), step_seconds),
     }
     config_lib.write_json(report, workdir / "profile.json")
     return _text(report)
@@ -90,17 +82,12 @@ def _compilers_count(step: Any) -> dict[str, float]:
     return {name: value for name, value in counted.items() if value is not None}
 
 
-def _parts(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    layout: parallel.Pmap | parallel.Split,
-    state: Any,
-    step_seconds: float,
-) -> dict[str, dict[str, float]]:
+def _parts(setting: Setting, state: Any, step_seconds: float) -> dict[str, dict[str, float]]:
     """Return the seconds of everything that a step does, and its share of `step_seconds`."""
-    rows = config.batch_size // layout.shares // config.accumulate_steps
+    config, sharding = setting.config, setting.sharding
+    rows = config.batch_size // sharding.shares // config.accumulate_steps
     state = jax.device_put(state)  # on one device
-    batch = next(data.train_batches(dataset, seed=config.seed, batch_size=rows))
+    batch = next(data.train_batches(setting.dataset, seed=config.seed, batch_size=rows))
 
     def augmented(images: jax.Array) -> jax.Array:
         key, ids = jax.random.key(0), jnp.arange(rows)
@@ -118,7 +105,7 @@ def _parts(
             of_part[name] *= config.accumulate_steps
     update = seconds(update_jit, state.params, state.opt_state, state.params)
     times["update"] = {"forward": update}
-    if layout.column_axis is None:
+    if sharding.column_axis is None:
         for of_part in times.values():
             of_part["share"] = sum(of_part.values()) / step_seconds
     return times

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from alexnet_jax.data import FORMAT
 from alexnet_jax.errors import InputError
-from alexnet_jax.host import cores, regular, sync
+from alexnet_jax.host import cores, interrupts, regular, sync
 from alexnet_jax.prepare.examples import Contents, Source
 from alexnet_jax.prepare.merge import merge
 from alexnet_jax.prepare.shards import (
@@ -84,7 +84,8 @@ def prepare(
             root.mkdir(parents=True, exist_ok=True)
             with _locked(directory, fcntl.LOCK_SH if share else fcntl.LOCK_EX):
                 if not directory.is_dir():  # else another process has made it meanwhile
-                    _make(source, dataset, identity, directory, mine, num_classes)
+                    with interrupts():
+                        _make(source, dataset, identity, directory, mine, num_classes)
         except OSError as error:
             raise InputError(
                 f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}):"

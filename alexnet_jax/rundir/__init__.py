@@ -3,6 +3,8 @@
 from alexnet_jax.rundir import checkpoint, quarantine, resume
 from alexnet_jax.rundir.checkpoint import Checkpoints, restore
 from alexnet_jax.rundir.metrics import MetricsWriter
+from alexnet_jax.rundir.progress import evaluating, say
+from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.rundir.resume import RESULT, check, finished_result, locked, rewinds
 from alexnet_jax.rundir.rewind import LAST_GOOD, rewind_or_stop
 from alexnet_jax.rundir.tensorboard import scalars
@@ -14,9 +16,11 @@ __all__ = [
     "VERSION",
     "Checkpoints",
     "MetricsWriter",
+    "RunRecord",
     "check",
     "checkpoint",
     "device",
+    "evaluating",
     "finished_result",
     "locked",
     "quarantine",
@@ -24,6 +28,7 @@ __all__ = [
     "resume",
     "rewind_or_stop",
     "rewinds",
+    "say",
     "scalars",
     "versions",
 ]

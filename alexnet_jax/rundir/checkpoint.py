@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError, NotFinite
-from alexnet_jax.host import processes, quiet
+from alexnet_jax.host import processes
 from alexnet_jax.rundir import integrity, quarantine
 from alexnet_jax.rundir.integrity import DamagedCheckpoint
+from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.rundir.version import versions
 from alexnet_jax.state import TrainState, abstract_state
 
@@ -42,7 +43,7 @@ class NoSuchStep(InputError):
     """There is no checkpoint of that step, or none any more."""
 
 
-def _goodness(metrics: dict[str, float | None] | None) -> float:
+def _goodness(metrics: dict[str, float] | None) -> float:
     error = metrics["top1_error"] if metrics else None
     return -error if isinstance(error, int | float) else -float("inf")
 
@@ -78,6 +79,7 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         self._writer = None if read_only else self._new_writer(alone)
+        self._save_failed = False
         self._saving = "", -1, -float("inf")  # name, step and goodness of the last save
 
     def _new_writer(self, alone: ocp.options.MultiprocessingOptions) -> ocp.AsyncCheckpointer:
@@ -94,33 +96,22 @@ class Checkpoints:
         return ocp.AsyncCheckpointer(handler, async_options=whole, multiprocessing_options=alone)
 
     def __enter__(self) -> Self:
-        self._save_failed = False
-        self._quiet = quiet.failures_of_orbax()
-        self._quiet.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if self._writer is not None:
                 with self._writing():
                     self._writer.close()
-        except InputError as of_close:
-            error = error or of_close
+        except InputError:
             if kind is None:  # else what went wrong first is what counts
                 raise
         finally:
             self._reader.close()
-            del self._writer  # and what it knows of a failed save
-            # Threads of a failed save may speak up, and write, as long as the process lives: the
-            # number of the descriptor must not become another directory's.
-            if self._save_failed:
-                quiet.for_good(self._quiet, error)
-            else:
-                self._quiet.__exit__(None, None, None)
-                if self._descriptor is not None:
-                    os.close(self._descriptor)
+            # Threads of a failed save write as long as the process lives: the number of the
+            # descriptor must not become another directory's.
+            if self._descriptor is not None and not self._save_failed:
+                os.close(self._descriptor)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -135,10 +126,9 @@ class Checkpoints:
                 f"cannot write {self.path} ({reason}): {remedy}; the same command continues"
             ) from error
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Begin to save the unreplicated `state`, and `run` as JSON.
+    def save(self, step: int, state: TrainState, record: RunRecord) -> None:
+        """Begin to save the unreplicated `state`, and `record` as JSON.
 
-        `run["validation"]` holds the metrics of this step, or None if it was not evaluated.
         Raises InputError where this save or the one before it cannot be written, and NotFinite,
         before anything is written, where parameters or velocity are not finite.
         """
@@ -158,8 +148,8 @@ class Checkpoints:
         # A stop has saved the step unevaluated: never a moment without the one or the other.
         replaces = step in _steps(self.path)
         name = f"{step}{_REPLACEMENT}" if replaces else str(step)
-        run = integrity.sealed(run, state)  # a copy: it is written while the run goes on
-        self._saving = name, step, _goodness(run["validation"])
+        run = integrity.sealed(record.to_json(), state)  # a copy: written while the run goes on
+        self._saving = name, step, _goodness(record.validation)
         with self._writing():
             self._writer.save(
                 self._directory / name,
@@ -167,7 +157,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     run=ocp.args.JsonSave(run),
                     metrics=ocp.args.JsonSave(
-                        {"top1_error": (run["validation"] or {}).get("top1_error")}
+                        {"top1_error": (record.validation or {}).get("top1_error")}
                     ),
                 ),
             )
@@ -209,7 +199,7 @@ class Checkpoints:
             self._remove(step)
 
     def _goodness(self, step: int) -> float:
-        return _goodness(self.restore_run(step)["validation"])
+        return _goodness(self.restore_record(step).validation)
 
     def _remove(self, step: int) -> None:
         removed = self.path / f"{step}{_REMOVED}"
@@ -270,8 +260,8 @@ class Checkpoints:
             best = max(goodness, key=lambda step: (goodness[step], step), default=None)
         return processes.from_first(best)
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Return the state of `step` on the first local device, and the JSON beside it.
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, RunRecord]:
+        """Return the state of `step` on the first local device, and the record beside it.
 
         Args:
           step: one that `latest` or `best` returned, or any other that is kept.
@@ -281,8 +271,8 @@ class Checkpoints:
           InputError: it is of another format or another network.
           DamagedCheckpoint: it cannot be read, or is not what was saved.
         """
-        run = self.restore_run(step)
-        arrays = run.pop("arrays")
+        run = self._restore_json(step)
+        arrays = run["arrays"]
         integrity.refuse_another_network(self.path / str(step), arrays, abstract)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
@@ -292,10 +282,15 @@ class Checkpoints:
             saved = self._directory / str(step) / "state"
             state = self._reader.restore(saved, args=ocp.args.StandardRestore(target))
             integrity.check_state(state, step, arrays)
-        return state, run
+            return state, RunRecord.from_json(run)
 
-    def restore_run(self, step: int) -> dict[str, Any]:
-        """Return the JSON of `step` alone. Raises as `restore`, and where there is no such step."""
+    def restore_record(self, step: int) -> RunRecord:
+        """Return the record of `step`. Raises as `restore`, and where there is no such step."""
+        run = self._restore_json(step)
+        with self._reading(step):
+            return RunRecord.from_json(run)
+
+    def _restore_json(self, step: int) -> dict[str, Any]:
         with self._reading(step) as path:
             return integrity.read_run(path)
 
@@ -314,7 +309,7 @@ class Checkpoints:
                 raise NoSuchStep(_no_such_step(self.path, step, _steps(self.path))) from None
             raise
 
-    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, RunRecord] | None:
         """Return `restore` of the newest checkpoint that is whole, or None if there is none at all.
 
         One that is damaged is moved out of the way, with a warning that names it, and what a kill
@@ -326,7 +321,7 @@ class Checkpoints:
             newest = self.restore(step, abstract)
         return newest
 
-    def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, RunRecord] | None:
         newest = None
         for step in reversed(_steps(self.path)):
             try:
@@ -397,8 +392,8 @@ def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
 
 def load(
     workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
-) -> tuple[ConfigDict, TrainState, dict[str, Any]]:
-    """Return the config, the state (on one device) and the run's JSON of a checkpoint.
+) -> tuple[ConfigDict, TrainState, RunRecord]:
+    """Return the config, the state (on one device) and the run's record of a checkpoint.
 
     Raises InputError where `workdir` is no run directory or holds no such checkpoint.
     """
@@ -421,18 +416,18 @@ def load(
         return _load(checkpoints, int(step))
 
 
-def _load(checkpoints: Checkpoints, step: int) -> tuple[ConfigDict, TrainState, dict[str, Any]]:
-    config = config_of(checkpoints.restore_run(step), checkpoints.path / str(step))
-    state, run = checkpoints.restore(step, abstract_state(config))
-    return config, state, run
+def _load(checkpoints: Checkpoints, step: int) -> tuple[ConfigDict, TrainState, RunRecord]:
+    config = config_of(checkpoints.restore_record(step), checkpoints.path / str(step))
+    state, record = checkpoints.restore(step, abstract_state(config))
+    return config, state, record
 
 
-def config_of(run: dict[str, Any], path: pathlib.Path) -> ConfigDict:
-    """Return the config in the JSON `run` of the checkpoint `path`.
+def config_of(record: RunRecord, path: pathlib.Path) -> ConfigDict:
+    """Return the config in the `record` of the checkpoint `path`.
 
     Raises InputError, naming the path, where this version cannot use it.
     """
-    config = config_lib.from_dict(run["config"])
+    config = config_lib.from_dict(record.config)
     config_lib.validate_read(config, path)
     return config
 
@@ -442,7 +437,8 @@ def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
     path = workdir / "checkpoints"
     for step in reversed(_steps(path)):
         with contextlib.suppress(DamagedCheckpoint), integrity.reading(path / str(step)):
-            return config_of(integrity.read_run(path / str(step)), path / str(step))
+            record = RunRecord.from_json(integrity.read_run(path / str(step)))
+            return config_of(record, path / str(step))
     return None
 
 

@@ -1,22 +1,24 @@
-"""What a run says: metrics.jsonl, TensorBoard events, and a line of progress on the terminal."""
+"""The metrics of a run: metrics.jsonl, TensorBoard events, and the progress bar."""
 
 import collections
 import json
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 import jax
-from tqdm import tqdm
+from ml_collections import ConfigDict
 
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.host import regular
+from alexnet_jax.optim import total_steps
 from alexnet_jax.parallel import to_host
 from alexnet_jax.rundir import tensorboard
+from alexnet_jax.rundir.progress import Progress, say
+from alexnet_jax.rundir.record import RunRecord
 
 CHECKED = ("loss", "gradient_norm", "parameter_norm")  # that they are finite, after every step
 WINDOW = 100  # steps over which images per second are averaged
@@ -24,37 +26,30 @@ SHOWN = 10  # seconds after which TensorBoard sees what was written
 
 
 class MetricsWriter:
-    """Writer of one run's metrics, continued from `start_step`, `evaluated` already or not.
+    """Writer of one run's metrics, continued from `start_step` and its `record`.
 
-    Until then the run has taken `seconds` and measured `so_far`: `train`, the last training line
-    (None before the first), and `val`, a list of all validation lines. It is kept up to date.
-
-    Each line of `metrics.jsonl` is an object with `step`, `epoch`, `split` ('train' or 'val'),
-    `loss`, `top1_error`, `top5_error` (fractions), `learning_rate`, `images_per_second`; training
-    lines add whatever else the step returns, finite scalars such as `gradient_norm` and
-    `parameter_norm`, validation lines that decide on the rate `plateau_best` (the lowest error so
-    far), `plateau_count` (evaluations since) and `plateau_scale` (the factor of the rate from then
-    on). What an interrupted run wrote after its last checkpoint is dropped there and from
-    TensorBoard's files, for its steps are run again.
+    `record.metrics` is kept up to date. Each line of `metrics.jsonl` is an object with `step`,
+    `epoch`, `split` ('train' or 'val'), `loss`, `top1_error`, `top5_error` (fractions),
+    `learning_rate`, `images_per_second`; training lines add whatever else the step returns, finite
+    scalars such as `gradient_norm` and `parameter_norm`, validation lines that decide on the rate
+    `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
+    `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
+    last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
     """
 
     def __init__(
         self,
         workdir: pathlib.Path,
-        *,
+        config: ConfigDict,
+        num_train: int,
         start_step: int,
-        seconds: float,
-        evaluated: bool,
-        so_far: dict[str, Any],
-        num_steps: int,
-        batch_size: int,
-        examples_per_epoch: int,
-        log_every_steps: int,
+        record: RunRecord,
     ) -> None:
-        self._examples = batch_size, examples_per_epoch
-        self._log_every_steps = log_every_steps
-        self._num_steps = num_steps
-        self._so_far = so_far
+        self._examples = config.batch_size, num_train
+        self._log_every_steps = config.log_every_steps
+        self._num_steps = total_steps(config, num_train)
+        self._so_far = record.metrics
+        evaluated = record.validation is not None
 
         def stays(step: int, split: str) -> bool:
             return step < start_step or step == start_step and (split == "train" or evaluated)
@@ -67,8 +62,8 @@ class MetricsWriter:
             )
             self._events = tensorboard.EventsFile(workdir / "tensorboard", start_step + 1)
         self._shown = time.perf_counter()
-        self._progress = _Progress(start_step, num_steps)
-        self._began = time.perf_counter() - seconds
+        self._progress = Progress(start_step, self._num_steps)
+        self._began = time.perf_counter() - record.seconds
         self._pending: tuple[int, Any, int] | None = None
         self._clock: collections.deque[tuple[int, float]] = collections.deque(maxlen=WINDOW)
         self.resume_clock(start_step)
@@ -146,15 +141,11 @@ class MetricsWriter:
         _refuse_infinite(step, "validation", metrics)
         self._write(step, "val", metrics)
         epoch = step * self._examples[0] / self._examples[1]
-        self._progress.say(
+        say(
             f"step {step}, epoch {epoch:.2f}: validation loss {metrics['loss']:.4f},"
             f" top-1 error {metrics['top1_error']:.2%}, top-5 error {metrics['top5_error']:.2%},"
             f" learning rate {metrics['learning_rate']:g}"
         )
-
-    def say(self, line: str) -> None:
-        """Print `line` on stderr without breaking the progress bar."""
-        self._progress.say(line)
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         epoch = step * self._examples[0] / self._examples[1]
@@ -171,47 +162,6 @@ class MetricsWriter:
         if time.perf_counter() - self._shown > SHOWN:
             self._events.flush()
             self._shown = time.perf_counter()
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere, as in the log of a batch job, a line every ten seconds."""
-
-    def __init__(self, start_step: int, num_steps: int) -> None:
-        self._total = num_steps
-        self._printed = time.perf_counter()
-        # The first step that is shown, and when: what came before, as compiling, is no measure.
-        self._first: tuple[int, float] | None = None
-        self._bar = tqdm(
-            total=num_steps,
-            initial=start_step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    def show(self, step: int, text: str) -> None:
-        """Show that `step` is done."""
-        now = time.perf_counter()
-        first, began = self._first = self._first or (step, now)
-        if not self._bar.disable:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif now - self._printed >= 10:
-            self._printed = now
-            left = ""
-            if step > first:
-                seconds = (now - began) * (self._total - step) / (step - first)
-                left = f", {tqdm.format_interval(seconds)} to go"
-            self.say(f"step {step}/{self._total}, {text}{left}")
-
-    def say(self, line: str) -> None:
-        """Print `line` on stderr without breaking the bar."""
-        tqdm.write(line, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.close()
 
 
 def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:

@@ -23,6 +23,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.host import regular
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
 REWINDS = "rewinds.json"  # how often the run has been rewound; not there if never
@@ -44,35 +45,27 @@ def begin(
     dataset: data.Dataset,
     checkpoints: checkpoint.Checkpoints,
     rewinds: int = 0,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state to go on from, on one device, and the JSON that goes into checkpoints.
+) -> tuple[TrainState, RunRecord]:
+    """Return the state that the run continues from, on one device, and its record.
 
     Where the run has been rewound `rewinds` times, and less often when its checkpoint was saved,
     the learning rate is divided for each of the times that the checkpoint does not know of.
     """
-    run: dict[str, Any] = {
-        "config": config.to_dict(),
-        "class_names": list(dataset.class_names),
-        "data": dataset.identity,
-        "seconds": 0.0,
-        "rewinds": 0,
-        "validation": None,  # the metrics of the checkpoint's step, where it was evaluated
-        "metrics": {"train": None, "val": []},  # so far, as MetricsWriter keeps them
-    }
+    record = RunRecord(config.to_dict(), list(dataset.class_names), dataset.identity)
     restored = checkpoints.restore_latest(abstract_state(config))
     if restored is None:
         state = initial_state(config, statistics_of(dataset, config.augment))
     else:
         state, saved = restored
-        _refuse_another_run(config, workdir, dataset, int(state.step), run, saved)
-        run = saved | {name: run[name] for name in ("config", "data")}
-    divisor = config.rewind_divisor ** max(0, rewinds - run["rewinds"])
+        _refuse_another_run(workdir, config, int(state.step), saved, dataset)
+        record = dataclasses.replace(saved, config=record.config, data=record.data)
+    divisor = config.rewind_divisor ** max(0, rewinds - record.rewinds)
     plateau = state.plateau._replace(scale=state.plateau.scale / divisor)
-    if rewinds > run["rewinds"] and jax.process_index() == 0:
-        on_from = f"step {int(state.step)}" if restored else "the start"
-        print(f"rewound: on from {on_from}, learning rate divided by {divisor:g}", file=sys.stderr)
-    run["rewinds"] = max(rewinds, run["rewinds"])
-    return dataclasses.replace(state, plateau=plateau), run
+    if rewinds > record.rewinds and jax.process_index() == 0:
+        since = f"step {int(state.step)}" if restored else "the start"
+        print(f"rewound: from {since}, learning rate divided by {divisor:g}", file=sys.stderr)
+    record.rewinds = max(rewinds, record.rewinds)
+    return dataclasses.replace(state, plateau=plateau), record
 
 
 def rewinds(workdir: pathlib.Path) -> int:
@@ -93,20 +86,19 @@ def note_rewinds(workdir: pathlib.Path, number: int) -> None:
 
 
 def _refuse_another_run(
-    config: ConfigDict,
     workdir: pathlib.Path,
-    dataset: data.Dataset,
+    config: ConfigDict,
     latest: int,
-    run: dict[str, Any],
-    saved: dict[str, Any],
+    saved: RunRecord,
+    dataset: data.Dataset,
 ) -> None:
-    config_lib.refuse_changes(config_lib.from_dict(saved["config"]), config, workdir)
-    same = data.same_set(saved["data"], run["data"])
-    if not same or saved["class_names"] != run["class_names"]:
+    config_lib.refuse_changes(config_lib.from_dict(saved.config), config, workdir)
+    same_classes = saved.class_names == list(dataset.class_names)
+    if not (same_classes and data.same_set(saved.data, dataset.identity)):
         raise InputError(
             f"{workdir} was trained on other images than {config.dataset.name!r} holds now, or they"
-            f" were prepared with another version of Pillow (data set {saved['data']}, now"
-            f" {run['data']}); take another --workdir"
+            f" were prepared with another version of Pillow (data set {saved.data}, now"
+            f" {dataset.identity}); take another --workdir"
         )
     num_steps = total_steps(config, dataset.num_train)
     if latest > num_steps:

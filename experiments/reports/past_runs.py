@@ -55,7 +55,7 @@ def seconds(workdir: pathlib.Path) -> float | None:
     """Return what the run in `workdir` had taken at its latest checkpoint, None without one."""
     with contextlib.suppress(InputError), checkpoint.Checkpoints(workdir, read_only=True) as saved:
         if latest := saved.latest():
-            return saved.restore_run(latest)["seconds"]
+            return saved.restore_record(latest).seconds
     return None
 
 
@@ -66,8 +66,8 @@ def _saved(workdir: pathlib.Path, layer: str) -> Saved:
     try:
         with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
             saved = saved._replace(latest=checkpoints.latest())
-            run = checkpoints.restore_run(saved.latest or 0)
-            saved = saved._replace(seconds=run["seconds"], commit=run["code"].get("commit", ""))
+            record = checkpoints.restore_record(saved.latest or 0)
+            saved = saved._replace(seconds=record.seconds, commit=record.code.get("commit", ""))
         _, state, _ = checkpoint.load(workdir)
     except InputError as error:
         return saved._replace(trouble=str(error).replace(f"{workdir}/", "").partition(" (")[0])

@@ -11,16 +11,16 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 
-@pytest.mark.parametrize("layout", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
-def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_path, layout):
+@pytest.mark.parametrize("sharding", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
+def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_path, sharding):
     """On eight devices, which do not divide the 1,438 digits; over the end of an epoch.
 
     With pmap the run begins without the cache, and changes to it when it is continued.
     """
-    config.parallel, config.model.groups = layout, 2
+    config.parallel, config.model.groups = sharding, 2
     config.batch_size, config.num_steps = 360, 6
     train_and_evaluate(config, tmp_path / "none")
-    if layout == "pmap":
+    if sharding == "pmap":
         config.num_steps = 2
         train_and_evaluate(config, tmp_path / "device")
         config.num_steps = 6
@@ -35,8 +35,8 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_pat
 
 
 def test_each_device_holds_its_share_once(digits):
-    layout = parallel.Pmap()
-    rows = layout.shard(device_cache.cached_rows(digits, layout.shares))
+    sharding = parallel.Pmap()
+    rows = sharding.shard(device_cache.cached_rows(digits, sharding.shares))
     assert rows["cached_image"].shape == (8, 180, 72, 72, 3)
     assert rows["cached_image"].dtype == np.uint8
     labels = [
@@ -49,7 +49,7 @@ def test_each_device_holds_its_share_once(digits):
 def test_a_set_that_does_not_fit_is_refused_with_the_sizes(config, tmp_path, monkeypatch):
     config.dataset.cache = "device"
     monkeypatch.setattr(device_cache, "free_bytes", lambda: 3e6)
-    message = r"1,438 pictures of 72 px over 8 device\(s\) take 3 MB on each, where 3 MB are free"
+    message = r"1,438 images of 72 px over 8 device\(s\) take 3 MB on each, where 3 MB are free"
     with pytest.raises(InputError, match=message):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

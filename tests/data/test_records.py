@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-import run
+from alexnet_jax import command_line
 from alexnet_jax.data import eval_batches, open_dataset, train_batches, train_records
 from alexnet_jax.data.records import Records
 from alexnet_jax.errors import InputError
@@ -233,4 +233,4 @@ def test_a_run_that_damage_ended_goes_on_with_skip_and_says_what_it_skipped(
     assert train_and_evaluate(config, tmp_path / "run")["skipped_records"] == 1
     [line] = runs.metrics(tmp_path / "run")
     assert line["skipped_records"] == 1
-    assert run._skipped({"skipped_records": 1}) == "; damaged records skipped: 1"
+    assert command_line._skipped({"skipped_records": 1}) == "; damaged records skipped: 1"

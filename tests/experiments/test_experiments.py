@@ -250,7 +250,7 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (figure1, ["--config.log_every_steps=9"], "the training error is that of every step"),
         (cifar10, ["--net=80sec", "--report"], "holds none of these runs, such as 80sec-seed0"),
         (figure1, ["--rates", "0"], "config.learning_rate=0.0"),
-        (ablations, ["--config=configs/none.py"], "configs/none.py is no file"),
+        (ablations, ["--config=configs/none.py"], "configs/none.py does not exist"),
         (ablations, ["--only=no_luck"], "--only=no_luck is none; of this recipe there are full,"),
         (
             ablations,

@@ -95,7 +95,7 @@ RATE = "--sweep.learning_rate=loguniform:1e-3,1e-1"
         ([RATE, "--config.learning_rate=0.1"], "config.learning_rate is given twice"),
         ([RATE, "--config.seed=-1"], "config.seed=-1"),
         ([RATE, "--config.sed=1"], "did you mean 'seed'"),
-        ([RATE, "--config=nowhere.py"], "--config=nowhere.py is no file"),
+        ([RATE, "--config=nowhere.py"], "--config=nowhere.py does not exist"),
         ([RATE, "--trials=0"], "--trials=0"),
         ([RATE, "--sampler=grid"], "--sampler=grid needs values of learning_rate"),
         ([RATE, "--sampler=bayes"], "bayes"),
@@ -307,7 +307,8 @@ def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, 
         *("--sampler=random", "--sweep.learning_rate=uniform:0.6,0.9"),
         "--config.model.dropout=0.5",
     ]
-    code = "import pathlib, sys; from experiments import command_line, sweep, run_process"
+    code = "import pathlib, sys; from experiments import run_process"
+    code += "; from experiments.sweeps import sweep"
     code += f"; run_process.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
     worker = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=runs.ROOT)
     trial = workdir / "trials" / "0000"

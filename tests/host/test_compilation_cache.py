@@ -31,7 +31,7 @@ def test_runs_are_the_same_to_the_bit_whatever_is_in_the_cache(tmp_path, data_di
         for process in processes:
             _, err = process.communicate(timeout=300)
             assert process.returncode == 0, err
-            lines = [r"1,438 training .*", r"compiled the .*", r"(step 1/3, .*\n)?step 3, .*"]
+            lines = [r"1,438 training .*", r"compiled in .*", r"(step 1/3, .*\n)?step 3, .*"]
             assert re.fullmatch("\n".join([*lines, ""]), err), err
 
     none = {"JAX_COMPILATION_CACHE_DIR": ""}

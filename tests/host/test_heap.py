@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import run
+from alexnet_jax import command_line
 from alexnet_jax.host import heap
 from experiments import run_process
 from tests.runs import ROOT, TINY
@@ -56,10 +56,9 @@ def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
 def test_the_command_line_keeps_it_before_anything_else(monkeypatch, capsys):
     called = []
     monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
-    monkeypatch.setattr(run.compilation_cache, "keep", lambda: called.append("programs"))
-    monkeypatch.setattr(run, "_dispatch", lambda images: called.append("the rest"))
-    run.flags.FLAGS.unparse_flags()
-    assert run.main(["run.py", TINY[0], "--mode=summary"]) == 0
+    monkeypatch.setattr(command_line.compilation_cache, "keep", lambda: called.append("programs"))
+    monkeypatch.setattr(command_line, "_dispatch", lambda *_: called.append("the rest"))
+    assert command_line.main(["run.py", TINY[0], "--mode=summary"]) == 0
     assert called == ["keep", "programs", "the rest"]
 
 

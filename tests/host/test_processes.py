@@ -139,7 +139,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, data_dir):
     wait_for(tmp_path, 5)
     processes[1].send_signal(signal.SIGTERM)
     last = [ended(process, 0)[-1] for process in processes]
-    step = checkpoint.load(tmp_path, "latest")[2]["metrics"]["train"]["step"]
+    step = checkpoint.load(tmp_path, "latest")[2].metrics["train"]["step"]
     stopped = "stopped at step {} of {}; the same command continues"
     assert last == [stopped.format(step, 100000)] * 2
 
@@ -160,11 +160,11 @@ def test_a_rewind_is_one_of_both(tmp_path, data_dir):
     said = [ended(process, 0) for process in start_two(*command)]
     for what in (
         "; rewind 1 of 3; step 2, which led to it, is now in",
-        "rewound: on from step 1, learning rate divided by 1e+09",
+        "rewound: from step 1, learning rate divided by 1e+09",
     ):
         assert [sum(what in line for line in lines) for lines in said] == [1, 0]
     assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3, 4]
-    assert checkpoint.load(tmp_path, "latest")[2]["rewinds"] >= 1
+    assert checkpoint.load(tmp_path, "latest")[2].rewinds >= 1
 
 
 def test_an_error_of_one_process_ends_the_other(tmp_path, data_dir):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import InputError
-from alexnet_jax.rundir import Checkpoints, checkpoint, integrity, quarantine
+from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
@@ -133,7 +133,7 @@ def test_a_state_that_changed_on_the_way_is_refused(trained, tmp_path, monkeypat
             array = {"shape": [], "dtype": "int32", "crc32": 0}
             described = integrity.described(state) | {"step": array}
             patch.setattr(integrity, "described", lambda _: described)
-            checkpoints.save(1, state, {"validation": None})
+            checkpoints.save(1, state, RunRecord())
         checkpoints.best()  # waits for the save
         with pytest.raises(DamagedCheckpoint, match="the checksum of step is wrong"):
             checkpoints.restore(1, abstract)

@@ -15,7 +15,7 @@ from orbax.checkpoint._src.serialization import ocdbt_utils
 
 from alexnet_jax import InputError, evaluate
 from alexnet_jax import config as config_lib
-from alexnet_jax.rundir import Checkpoints, checkpoint, integrity, quarantine
+from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
 from alexnet_jax.rundir import resume as workdir_lib
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
 from alexnet_jax.state import abstract_state
@@ -31,7 +31,7 @@ def _state(step):
 
 def _save(checkpoints, step, error=None):
     validation = error and {"top1_error": error}
-    checkpoints.save(step, _state(step), {"config": CONFIG.to_dict(), "validation": validation})
+    checkpoints.save(step, _state(step), RunRecord(CONFIG.to_dict(), validation=validation))
 
 
 def _assert_holds(workdir, step, which="latest"):

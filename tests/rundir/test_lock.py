@@ -1,5 +1,6 @@
 """A run directory belongs to one run, and to one process at a time."""
 
+import dataclasses
 import os
 import shutil
 
@@ -62,10 +63,10 @@ def _begin(config, directory, **saved):
     """Begin or resume the run in `directory`, save its first checkpoint, return the JSON of it."""
     dataset = data.open_dataset(prepare(config.dataset))
     with checkpoint.Checkpoints(directory) as checkpoints:
-        state, run = resume.begin(config, directory, dataset, checkpoints)
+        state, record = resume.begin(config, directory, dataset, checkpoints)
         if checkpoints.latest() is None:
-            checkpoints.save(0, state, run | saved)
-    return run
+            checkpoints.save(0, state, dataclasses.replace(record, **saved))
+    return record
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -76,7 +77,7 @@ def test_a_run_is_not_resumed_on_a_set_rebuilt_from_other_images_of_the_same_siz
     directory.mkdir()
     first = _begin(of_folder, directory)
     shutil.rmtree(tmp_path / "data")
-    assert _begin(of_folder, directory)["data"] == first["data"]  # the same images
+    assert _begin(of_folder, directory).data == first.data  # the same images
     shutil.rmtree(tmp_path / "data")
     folder = tmp_path / "pets" / split / "cat"
     shutil.copy(folder / "1.ppm", folder / "0.ppm")
@@ -91,7 +92,7 @@ def test_a_run_that_saved_only_the_hash_of_the_directory_is_resumed_and_saves_bo
     directory.mkdir()
     short = prepare(of_folder.dataset).name.rpartition("-")[2]
     _begin(of_folder, directory, data=short)
-    resumed = _begin(of_folder, directory)["data"]
+    resumed = _begin(of_folder, directory).data
     assert resumed.startswith(f"{short}-")
     shutil.copy(tmp_path / "pets/val/cat/0.ppm", tmp_path / "pets/val/cat/2.ppm")
     with pytest.raises(InputError, match="was trained on other images"):

@@ -5,9 +5,10 @@ import time
 
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import parallel, train
-from alexnet_jax.rundir import MetricsWriter, tensorboard
+from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
 from tests import runs
@@ -22,17 +23,9 @@ def clock(monkeypatch):
 
 
 def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
-    return MetricsWriter(
-        workdir,
-        start_step=start_step,
-        seconds=0.0,
-        evaluated=evaluated,
-        so_far={"train": None, "val": []},
-        num_steps=1000,
-        batch_size=10,
-        examples_per_epoch=50,
-        log_every_steps=log_every_steps,
-    )
+    config = ConfigDict({"batch_size": 10, "num_steps": 1000, "log_every_steps": log_every_steps})
+    record = RunRecord(validation={} if evaluated else None)
+    return MetricsWriter(workdir, config, 50, start_step, record)
 
 
 def _metrics(**others):

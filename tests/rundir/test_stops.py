@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax import parallel, train
 from alexnet_jax.evaluate import evaluate
-from alexnet_jax.rundir import Checkpoints, resume
+from alexnet_jax.rundir import Checkpoints, RunRecord, resume
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
 from experiments import kills
@@ -69,9 +69,6 @@ class StopAt:
         self.polls += 1
         return self.polls >= self.poll
 
-    def unless_requested(self, function):
-        return None if self.requested else function()
-
     def __enter__(self):
         return self
 
@@ -88,13 +85,12 @@ def run_to(pets, monkeypatch):
 
     def evaluate_as_told(step, state, *arguments):
         found = evaluate(step, state, *arguments)
-        number = int(parallel.Pmap().fetch(state.step))
+        number = int(parallel.Pmap().unreplicate(state.step))
         return found and found | {"top1_error": ERRORS[number]}
 
     monkeypatch.setattr(train, "evaluate", evaluate_as_told)
     for module, name in (
-        (train, "compiled_step"),
-        (train, "eval_steps"),
+        (train, "compile_programs"),
         (resume, "initial_state"),
         (resume, "abstract_state"),
     ):
@@ -146,7 +142,7 @@ def test_a_stop_at_any_poll_changes_nothing(run_to, tmp_path):
 def test_a_kill_while_a_step_is_saved_again_leaves_it_whole(config, tmp_path, monkeypatch, moves):
     """After so many of the two moves, the old one away and the new one into its place."""
     state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_state(config))
-    evaluated = {"validation": {"top1_error": 0.25}}
+    evaluated = RunRecord(validation={"top1_error": 0.25})
     rename, moved = pathlib.Path.rename, []
 
     def killed_after(path, target):
@@ -155,7 +151,7 @@ def test_a_kill_while_a_step_is_saved_again_leaves_it_whole(config, tmp_path, mo
         moved.append(rename(path, target))
 
     with contextlib.suppress(KeyboardInterrupt), Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"validation": None})
+        checkpoints.save(1, state, RunRecord())
         checkpoints.wait()
         with monkeypatch.context() as patch:
             patch.setattr(pathlib.Path, "rename", killed_after)
@@ -166,7 +162,7 @@ def test_a_kill_while_a_step_is_saved_again_leaves_it_whole(config, tmp_path, mo
     with Checkpoints(tmp_path) as checkpoints:
         found, run = checkpoints.restore_latest(abstract_state(config))
         jax.tree.map(np.testing.assert_array_equal, found, state)
-        assert run["validation"] == evaluated["validation"]
+        assert run.validation == evaluated.validation
         assert checkpoints.best() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     assert _kept(tmp_path) == [1]
