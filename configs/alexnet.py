@@ -8,7 +8,7 @@ Cost      62.4 million parameters; 1.13 G multiply-adds per image forward, about
           and training step; 90 epochs are 115 million images.
 Error     the paper gives 18.2 % top-5 error for one net (ten crops). Not run on ImageNet yet.
           Trained as it is on 6,340 photographs of ten dog breeds, validation top-1 error was 66,
-          54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs (one run, H200).
+          54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs (seen once, on an H200).
 
 This file sets every field; the other recipes change some of them, and so does the command line:
 `--config.batch_size=256 --config.model.dropout=0.3`. `python run.py --help` and
