@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 from alexnet_jax.errors import InputError
 
-# Real numbers lie between these, so that float32 holds them and their products.
+# Numbers lie between these, so that float32 holds them and their products.
 SMALLEST, LARGEST = 1e-30, 1e9
 WIDEST = 32  # pixels of a pooling window: each is a slice of the compiled step, as is each of ...
 LONGEST = 255  # ... the neighbours of a normalisation
@@ -269,8 +269,8 @@ FIELDS = {
     ),
 }
 
-# What a continued run may change: how long it is, how a batch is spread over devices and over time
-# (sums in another order), what it writes when, where the pictures lie, and what is done about
+# What a resumed run may change: how long it is, how a batch is spread over devices and over time
+# (sums in another order), what it writes when, where the images lie, and what is done about
 # damaged ones.
 CHANGEABLE = frozenset(
     {
@@ -290,7 +290,7 @@ CHANGEABLE = frozenset(
     }
 )
 
-# Fields that configs of earlier versions lack, with the value that these acted by.
+# Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
 
