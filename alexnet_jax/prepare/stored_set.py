@@ -124,6 +124,11 @@ def _located(dataset: ml_collections.ConfigDict) -> tuple[Source, dict, pathlib.
 
 def check_classes(num_classes: int, class_names: Sequence[str], name: str) -> None:
     """Raise InputError unless a network has as many outputs as the data set `name` has classes."""
+    if len(class_names) == 1:
+        raise InputError(
+            f"{name!r} has one class, {class_names[0]!r}; at least two are needed: add another, or"
+            " take another --config.dataset.name or --config.dataset.path"
+        )
     if num_classes != len(class_names):
         raise InputError(
             f"config.model.num_classes={num_classes}, but {name!r} has {len(class_names)} classes;"
