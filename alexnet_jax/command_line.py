@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.host import compilation_cache, heap, processes, streams
@@ -333,9 +333,9 @@ def _directory(flag: str, value: str) -> pathlib.Path:
 
 
 def _show(path: str, answer: list[tuple[str, float]]) -> None:
-    print(path)
+    print(printable(path))
     for name, probability in answer:
-        print(f"  {probability:7.2%}  {name}")
+        print(f"  {probability:7.2%}  {printable(name)}")
 
 
 def _skipped(result: dict[str, Any]) -> str:

@@ -158,7 +158,7 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path, folder, ca
     (folder / "train" / ".ipynb_checkpoints").mkdir()
     directory = prepare(config(tmp_path, path=folder))
     assert json.loads((directory / "statistics.json").read_text())["not_pictures"] == 6
-    assert "skipped 6 files that are no pictures, 0 undecodable" in capsys.readouterr().err
+    assert "skipped 6 files that are not images, 0 undecodable" in capsys.readouterr().err
     assert len(stored(directory)) == 6
 
 
