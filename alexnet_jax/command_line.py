@@ -300,14 +300,15 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
             result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
-                f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
-                " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
+                f"{workdir}: {_errors(result, config.model.num_classes)}{_skipped(result)};"
+                f" {result['seconds']:.0f} s. It holds result.json, metrics.jsonl, config.json,"
+                " checkpoints/ and tensorboard/"
             )
     elif mode == "profile":
         print(profile(config, workdir))
     elif mode == "evaluate":
         result = evaluate_checkpoint(workdir, config)
-        print(f"{workdir}: {_errors(result)}{_skipped(result)}")
+        print(f"{workdir}: {_errors(result, result['num_classes'])}{_skipped(result)}")
     else:
         _predict(workdir, given["images"] + arguments, given["out"])
 
@@ -343,9 +344,11 @@ def _skipped(result: dict[str, Any]) -> str:
     return f"; damaged records skipped: {number}" if number else ""
 
 
-def _errors(result: dict[str, Any]) -> str:
+def _errors(result: dict[str, Any], num_classes: int) -> str:
+    """Return the errors of `result`; of up to five classes without top-5, which is always 0."""
+    top5 = [f", top-5 {result['top5_error']:.2%}", f", {result['ten_crop_top5_error']:.2%}"]
+    of_one, of_ten = top5 if num_classes > 5 else ("", "")
     return (
-        f"step {result['step']}: validation top-1 error {result['top1_error']:.2%},"
-        f" top-5 {result['top5_error']:.2%} (ten crops: {result['ten_crop_top1_error']:.2%},"
-        f" {result['ten_crop_top5_error']:.2%})"
+        f"step {result['step']}: validation top-1 error {result['top1_error']:.2%}{of_one}"
+        f" (ten crops: {result['ten_crop_top1_error']:.2%}{of_ten})"
     )
