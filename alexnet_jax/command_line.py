@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import configs
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
@@ -30,11 +31,7 @@ _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
 MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
 NEED_CONFIG = ("train", "summary", "prepare", "profile")
 ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
-RECIPES = next(  # beside the package in the repository, inside it where it is installed
-    path
-    for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
-    if (path := parent / "configs").is_dir()
-)
+RECIPES = pathlib.Path(configs.__path__[0])
 # What other programs call a field, by its last word.
 OTHER_NAMES = {
     "lr": "learning_rate",

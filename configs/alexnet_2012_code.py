@@ -22,7 +22,7 @@ The biases' rate is read off the end state in `layers/layer-params-145.cfg`: .02
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Error     18 % published; 18.0 % here (one seed).
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_80sec
+from alexnet_jax.configs import cifar10_80sec
 
 
 def get_config() -> ConfigDict:
