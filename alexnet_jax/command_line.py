@@ -185,7 +185,7 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     if values["config"].value is not None:
         config_lib.validate(values["config"].value)
     elif mode in NEED_CONFIG:
-        raise InputError(f"--mode={mode} needs --config, such as --config=configs/alexnet.py")
+        raise InputError(f"--mode={mode} needs --config, such as --config=alexnet")
     if rest and mode != "predict":
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
     for name, of in (("distributed", "train"), ("out", "predict"), ("prepare_shard", "prepare")):
@@ -243,8 +243,8 @@ def _refuse_no_file(recipe: str) -> None:
     if is_path(recipe) and pathlib.Path(recipe).is_file():
         return
     names = _recipes()
-    paths = {f"configs/{name}.py" for name in names}
-    hint = nearest(recipe, paths) or nearest(recipe, names)
+    paths = {path for name in names if pathlib.Path(path := f"configs/{name}.py").is_file()}
+    hint = nearest(recipe, paths) or nearest(pathlib.PurePath(recipe).stem, names)
     hint = hint or f"; the recipes are {', '.join(sorted(names))}"
     what = (
         "is not a file" if is_path(recipe) and pathlib.Path(recipe).exists() else "does not exist"

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         ("max_pool", "relu"),
     )
     config.model.lrn.alpha = 1e-4 / 5
-    config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
+    config.model.spatial_norm.update({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
     config.model.init_stds = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
     config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 

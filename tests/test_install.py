@@ -14,7 +14,6 @@ from packaging.requirements import Requirement
 import alexnet_jax
 from tests import runs
 
-pytest.importorskip("setuptools", minversion="77", reason="in requirements-dev.txt; builds wheels")
 FOLDERS = ("alexnet_jax", "configs", "experiments", "notebooks", "tests")
 FILES = ("LICENSE", "README.md", "pyproject.toml", "requirements.txt", "run.py")
 MODULES = sorted(
@@ -28,6 +27,7 @@ def built(kind: str, folder: pathlib.Path) -> pathlib.Path:
 
     Without a network, as pip does with --no-build-isolation.
     """
+    pytest.importorskip("setuptools", minversion="77", reason="requirements-dev.txt installs it")
     sources, out = folder / "sources", folder / kind
     out.mkdir()
     if not sources.exists():
@@ -81,6 +81,11 @@ def test_the_wheel_states_version_license_and_command(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     assert "alexnet_jax = alexnet_jax.command_line:run" in read(wheel, "entry_points.txt")
+
+
+def test_the_citation_is_of_this_version():
+    lines = (runs.ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {alexnet_jax.__version__}" in lines
 
 
 def installed(wheel: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
