@@ -36,7 +36,8 @@ from alexnet_jax.host import StopRequest, as_interrupts
 from experiments.sweeps import sweep_report
 from experiments.sweeps import sweep_space
 from experiments.sweeps import sweep_worker
-from experiments import command_line, same_pictures
+from experiments import command_line
+from experiments.runs import same_images
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
@@ -152,7 +153,7 @@ def _begun(
     }
     if config.dataset.name == "folder" and not swept.keys() & {"dataset.name", "dataset.path"}:
         folder = pathlib.Path(config.dataset.path).expanduser()
-        mine["pictures"] = same_pictures.fingerprint(folder)  # which may lie elsewhere there
+        mine["pictures"] = same_images.fingerprint(folder)  # which may lie elsewhere there
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} is the directory of a run; take another --workdir")
     storage = _storage(arguments.storage) if mine["storage"] else None

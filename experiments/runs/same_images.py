@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import check_classes, open_source
+from alexnet_jax.prepare import check_classes
+from alexnet_jax.prepare import open_source
 from alexnet_jax.rundir import checkpoint
 
 

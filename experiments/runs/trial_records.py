@@ -19,7 +19,7 @@ from alexnet_jax.host import whole_files
 from alexnet_jax.rundir import versions
 from experiments.command_line import field
 from experiments.reports import metrics, past_runs
-from experiments.trials import SESSIONS, Trial, command, failed, finished
+from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.
 UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
