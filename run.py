@@ -18,9 +18,15 @@ import signal
 import sys
 
 if __name__ == "__main__":  # the imports take seconds
+    for _descriptor in (0, 1, 2):
+        try:
+            os.fstat(_descriptor)
+        except OSError:  # it is closed: what is written to it would go to the next file opened
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
     def _leave(*_: object) -> None:
-        os.write(2, b"stopped before anything was begun\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopped before anything was begun\n")
         os._exit(0)
 
     for _number in (signal.SIGINT, signal.SIGTERM):
@@ -31,7 +37,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import heap, processes, programs
+from alexnet_jax import heap, processes, programs, streams
 from alexnet_jax.errors import InputError
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
@@ -45,6 +51,7 @@ from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
 MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
+ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/alexnet.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -75,6 +82,8 @@ def main(argv: list[str]) -> int:
         heap.keep()
         programs.keep()
         _dispatch(images)
+        if _MODE.value in ANSWERS:
+            streams.refuse_loss()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -248,7 +257,6 @@ def _errors(result: dict) -> str:
 
 if __name__ == "__main__":
     as_interrupts()
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding has
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    streams.never_fail()
     code = main(sys.argv)
     leave(code, at_once=processes.failed())

@@ -133,7 +133,8 @@ class _Processes:
             line, code = f"error: {who} has ended{why}; start all of them again: ", LEFT
             line += "the same command continues"
         # Not by Python's stream, whose lock may be held by a thread that waits for ever.
-        os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, ("\n" * os.isatty(2) + line + "\n").encode())
         os._exit(code)
 
     def _aborted(self, _: int) -> None:

@@ -5,6 +5,7 @@ back from whatever it is at: a compilation takes a minute.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import sys
@@ -69,7 +70,8 @@ class StopRequest:
                 first = number[0], now
                 self.requested = True
             elif number[0] != first[0] or now - first[1] > SAME:
-                os.write(2, b"stopped at once; the same command goes on from the last save\n")
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    os.write(2, b"stopped at once; the same command goes on from the last save\n")
                 os._exit(128 + number[0])
         os.close(reads)
 

@@ -35,7 +35,7 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
         if made:
             with contextlib.suppress(OSError):
                 directory.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError):
             raise InputError(
                 f"{directory} cannot be written ({error.strerror}); make room, or name another"
                 " place"
