@@ -37,8 +37,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import heap, processes, programs, streams
-from alexnet_jax.errors import InputError
+from alexnet_jax import heap, processes, programs, streams, threads
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.predict import predict
@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
     try:
         images = _parse(argv)
         heap.keep()
+        threads.for_jax()
         programs.keep()
         _dispatch(images)
         if _MODE.value in ANSWERS:
@@ -88,7 +89,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a directory that may not be written
-        print(f"error: {InputError(str(error))}", file=sys.stderr)
+        remedy = limit_met(error)
+        print(f"error: {InputError(str(error))}{remedy and '; ' + remedy or ''}", file=sys.stderr)
         return 2
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in str(error):
@@ -98,6 +100,11 @@ def main(argv: list[str]) -> int:
             f" layers ({InputError(str(error)[:200])})",
             file=sys.stderr,
         )
+        return 2
+    except RuntimeError as error:
+        if (remedy := limit_met(error)) is None:
+            raise
+        print(f"error: {InputError(str(error)[:200])}: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step, or while preparing
         if _MODE.value in ("predict", "summary"):

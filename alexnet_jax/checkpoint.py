@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from alexnet_jax import aside, integrity, processes, quiet
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
-from alexnet_jax.errors import InputError, NotFinite
+from alexnet_jax.errors import InputError, NotFinite, limit_met
 from alexnet_jax.integrity import DamagedCheckpoint
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.version import versions
@@ -113,8 +113,9 @@ class Checkpoints:
             self._save_failed = True
             words = getattr(error, "strerror", None) or str(error)
             reason = " ".join(words.split())[-100:].rpartition(": ")[2]  # the innermost
+            remedy = limit_met(error) or "make room there"
             raise InputError(
-                f"cannot write {self.path} ({reason}): make room there; the same command continues"
+                f"cannot write {self.path} ({reason}): {remedy}; the same command continues"
             ) from error
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:

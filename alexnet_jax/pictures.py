@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray | IO[bytes]
 
@@ -36,6 +36,7 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
 
     Raises:
       InputError: it cannot be read or decoded.
+      OSError: too many files are open.
     """
     if name is None:
         name = str(picture) if isinstance(picture, str | os.PathLike) else "the picture"
@@ -55,6 +56,8 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        if isinstance(error, OSError) and limit_met(error):  # the picture may be whole
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(reason.split())[:200]
         raise InputError(f"{name} cannot be decoded as a picture ({reason})") from error

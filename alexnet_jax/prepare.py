@@ -36,8 +36,9 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 from tqdm import tqdm
 
+from alexnet_jax import threads
 from alexnet_jax.disk import sync
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.example import Contents, Source
 from alexnet_jax.merge import merge
 from alexnet_jax.shards import (
@@ -96,9 +97,9 @@ def prepare(
                 if not directory.is_dir():  # else another process has made it meanwhile
                     _make(source, dataset, identity, directory, mine, num_classes)
         except OSError as error:
+            remedy = limit_met(error) or "set another --config.dataset.data_dir"
             raise InputError(
-                f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}):"
-                " set another --config.dataset.data_dir"
+                f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}): {remedy}"
             ) from error
     if directory.is_dir():
         _accept(directory, dataset.on_error)
@@ -163,6 +164,7 @@ def _make(
     num_classes: int | None,
 ) -> None:
     """Makes the shards `mine` that are not done, and merges them where they are all."""
+    threads.for_array_record()  # tfds may read with it
     with _locked(directory.with_name(directory.name + ".original"), fcntl.LOCK_EX):
         contents = source.open()  # which may download, once for all shares
     if num_classes is not None:
@@ -204,9 +206,10 @@ def _make(
             for job in chosen:  # not before: they are what a kill would leave to go on from
                 done(directory / job.path.name).unlink()
     except OSError as error:
+        remedy = f"it needs {space}; make room there or set another --config.dataset.data_dir"
         raise InputError(
-            f"cannot write {directory} ({_reason(error)}): it needs {space}; make room there or"
-            f" set another --config.dataset.data_dir{_kept(incomplete, all_)}"
+            f"cannot write {directory} ({_reason(error)}): {limit_met(error) or remedy}"
+            f"{_kept(incomplete, all_)}"
         ) from error
     except InputError as error:
         raise InputError(f"{error}{_kept(incomplete, all_)}") from error

@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from alexnet_jax import threads
 from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.example import Example
@@ -103,6 +104,7 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
       InputError: a picture cannot be decoded (on_error='raise'), or more of them than are allowed.
       OSError: the files cannot be written.
     """
+    threads.for_array_record()
     size = job.dataset.image_size
     shard = Shard(job.path, PixelSums.zeros(size), np.zeros(job.num_classes, np.int64))
     with _named_when_whole(job.path) as scratch:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import checkpoint, data
 from alexnet_jax import config as config_lib
 from alexnet_jax.epochs import total_steps
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
 REWINDS = "rewinds.json"  # how often the run has been rewound; not there if never
@@ -81,7 +81,8 @@ def rewinds(workdir: pathlib.Path) -> int:
     try:
         return int(json.loads(path.read_text())) if path.exists() else 0
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path} is not the number of rewinds ({error}); correct it") from error
+        remedy = limit_met(error) or "correct it"
+        raise InputError(f"{path} is not the number of rewinds ({error}); {remedy}") from error
 
 
 def note_rewinds(workdir: pathlib.Path, number: int) -> None:
