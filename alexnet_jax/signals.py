@@ -118,14 +118,15 @@ def as_interrupts() -> None:
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:
-    """End the process with `code`; `at_once`, or where a stop has left a thread at work.
+    """End the process with `code`; `at_once`, for an error, or where a stop left a thread at work.
 
-    To end in the usual way while such a thread is compiling would take what it needs from under it.
+    To end in the usual way while such a thread is compiling would take what it needs from under it,
+    and after an error a library's thread may wait for ever.
     A signal from now on changes nothing any more.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if at_once or any(thread.name == _LEFT_ALONE for thread in threading.enumerate()):
+    if code or at_once or any(thread.name == _LEFT_ALONE for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

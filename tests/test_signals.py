@@ -82,6 +82,17 @@ def test_the_second_signal_ends_the_process_whatever_it_is_at(number):
     assert err == "stopped at once; the same command goes on from the last save\n"
 
 
+def test_an_error_ends_the_process_whatever_threads_wait_for_ever():
+    """As a thread of orbax does that could not open its files."""
+    code = (
+        "import threading; from alexnet_jax.signals import leave;"
+        "threading.Thread(target=threading.Event().wait).start(); print('said'); leave(2)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=runs.ROOT, text=True, capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (2, "said\n")
+
+
 @pytest.mark.parametrize(
     ("phase", "arguments", "says", "last"),
     [
