@@ -37,7 +37,7 @@ import ml_collections
 from tqdm import tqdm
 
 from alexnet_jax import threads
-from alexnet_jax.disk import sync
+from alexnet_jax.disk import open_lock, sync
 from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.example import Contents, Source
 from alexnet_jax.merge import merge
@@ -146,7 +146,7 @@ def _locked(directory: pathlib.Path, kind: int) -> Iterator[None]:
 
     The system drops the lock of a killed one.
     """
-    with directory.with_name(directory.name + ".lock").open("w") as lock:
+    with open_lock(directory.with_name(directory.name + ".lock")) as lock:
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:

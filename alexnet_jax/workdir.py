@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import checkpoint, data
 from alexnet_jax import config as config_lib
+from alexnet_jax.disk import open_lock
 from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.state import TrainState, abstract_state, initial_state
@@ -142,7 +143,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
     while True:
-        file = opened.enter_context(path.open("a+"))
+        file = opened.enter_context(open_lock(path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,7 +159,7 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
                 raise
             print(f"warning: the file system of {path.parent} has no locks", file=sys.stderr)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
                 return file
         # Its holder has removed it meanwhile, and the lock is of no file.
 

@@ -44,3 +44,19 @@ def test_a_lock_that_is_given_back_while_another_waits_for_it_is_not_shared(tmp_
         monkeypatch.setattr(fcntl, "flock", flock)
         with pytest.raises(InputError, match="being trained in"), locked(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_a_lock_that_is_no_file_is_refused_and_what_it_leads_to_stays(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "lock")
+    else:
+        (tmp_path / "lock").symlink_to("mine" if kind == "link" else "nothing")
+    with (
+        pytest.raises(InputError, match=f"{tmp_path}/lock is not a regular file: remove it"),
+        locked(tmp_path),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "mine"]
+    assert (tmp_path / "mine").read_text() == "mine"
