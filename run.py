@@ -40,7 +40,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import heap, processes, programs, streams, threads
 from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.evaluate import evaluate_checkpoint
-from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
+from alexnet_jax.fields import FIELDS, bad_value, expanded, is_path, nearest, unknown_field
 from alexnet_jax.predict import predict
 from alexnet_jax.predictions import write_predictions
 from alexnet_jax.prepare import prepare
@@ -236,11 +236,12 @@ def _dispatch(images: list[str]) -> None:
 
 
 def _directory(flag: str, value: str) -> pathlib.Path:
-    if "://" in value:
+    # tensorboardX takes a path that begins with s3: or gs: to another machine.
+    if "://" in value or value.startswith(("s3:", "gs:")):
         raise InputError(f"--{flag}={value}: give a directory of this machine, not a URL")
     if not is_path(value):
         raise InputError(f"--{flag}={value} is no path: give that of a directory")
-    return pathlib.Path(value).expanduser()
+    return expanded(f"--{flag}", value)
 
 
 def _show(path: str, answer: list[tuple[str, float]]) -> None:

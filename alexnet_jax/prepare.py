@@ -40,6 +40,7 @@ from alexnet_jax import threads
 from alexnet_jax.disk import open_lock, sync
 from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.example import Contents, Source
+from alexnet_jax.fields import expanded
 from alexnet_jax.merge import merge
 from alexnet_jax.shards import (
     MAX_UNDECODABLE,
@@ -88,7 +89,7 @@ def prepare(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub(r"[^\w.-]+", "_", source.name)
-    root = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+    root = expanded("config.dataset.data_dir", dataset.data_dir) / "alexnet_jax"
     directory = root / f"{name}-{dataset.image_size}px-{dataset.encoding}-{digest}"
     if not directory.is_dir():
         try:

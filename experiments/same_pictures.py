@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.fields import expanded
 from alexnet_jax.prepare import check_classes
 from alexnet_jax.sources import open_source
 
@@ -27,13 +28,13 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
     if dataset.name != "folder" or not (directory / "config.json").exists():
         return
     was = config_lib.load(directory / "config.json").dataset.path
-    here, there = (pathlib.Path(path).expanduser().resolve() for path in (dataset.path, was))
+    here, there = (expanded("dataset.path", path).resolve() for path in (dataset.path, was))
     if here == there:
         return
     with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
         with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
             identity = checkpoints.restore_run(checkpoints.latest() or 0)["data"]
-        prepared = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+        prepared = expanded("dataset.data_dir", dataset.data_dir) / "alexnet_jax"
         (statistics,) = prepared.glob(f"*-{identity}/statistics.json")
         if json.loads(statistics.read_text())["made_from"]["source"] == fingerprint(here):
             return

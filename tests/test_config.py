@@ -9,6 +9,7 @@ import pytest
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.prepare import prepare
 from configs import alexnet, alexnet_two_device
 
 RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
@@ -17,6 +18,19 @@ RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_valid(name):
     config_lib.validate(importlib.import_module(f"configs.{name}").get_config())
+
+
+def test_a_home_directory_is_not_missed_before_it_is_needed(monkeypatch, config):
+    """As in a container whose user is not in /etc/passwd."""
+    monkeypatch.setattr(pathlib.Path, "expanduser", _no_home)
+    config.dataset.data_dir = "~/data"
+    config_lib.validate(config)
+    with pytest.raises(InputError, match="config.dataset.data_dir=~/data: there is no such home"):
+        prepare(config.dataset)
+
+
+def _no_home(path):
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_the_default_recipe_has_every_field():
