@@ -1,66 +1,93 @@
-"""Stored pictures to network inputs, on the device: crops, reflections, colour, mean (section 4.1).
+"""Stored images to network inputs, on the device: crops, reflections, colour, mean (section 4.1).
 
-Pictures arrive as uint8 (batch, size, size, 3) and leave as float32 (batch, crop, crop, 3), RGB of
-0 to 255 less the training set's mean image. What is random depends on the key and on an example's
+Images arrive as uint8 (batch, size, size, 3) and leave as float32 (batch, crop, crop, 3), RGB of
+0 to 255 minus the training set's mean image. What is random depends on the key and on an example's
 id alone, so that sharding a batch over devices changes nothing.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+
+class Statistics(NamedTuple):
+    """What is subtracted from images and added to them, of the training set.
+
+    Attributes:
+      mean_image: (size, size, 3) float32.
+      colour: (3, 3) float32, its `colour_axes`.
+    """
+
+    mean_image: jax.Array
+    colour: jax.Array
+
+
+def statistics_of(of: Any, augment: ConfigDict) -> Statistics:
+    """Return the Statistics of a training set for `config.augment`.
+
+    `of` has its `mean_image`, and `eigenvectors` and `eigenvalues` as `colour_axes` takes them: a
+    data.Dataset.
+    """
+    vectors, values = jnp.asarray(of.eigenvectors), jnp.asarray(of.eigenvalues)
+    return Statistics(jnp.asarray(of.mean_image), colour_axes(vectors, values, augment.colour_rule))
 
 
 def random_crops(
     key: jax.Array,
     example_ids: jax.Array,
     images: jax.Array,
-    mean_image: jax.Array,
-    colour: jax.Array,
-    *,
-    crop: int,
-    flip: bool,
-    shared_by: int = 1,
-    mean_crop: str = "same",
-    colour_std: float | jax.Array = 0.0,
-    colour_rule: str = "paper",
+    statistics: Statistics,
+    augment: ConfigDict,
+    colour_on: bool | jax.Array = True,
 ) -> jax.Array:
-    """Return one random crop of each picture, reflected left to right with probability 1/2.
+    """Return one random crop of each image, reflected left to right with probability 1/2.
 
     Args:
-      key: the random key of this step.
+      key: the PRNG key of this step.
       example_ids: (batch,) integers, distinct within the step.
       images: (batch, size, size, 3) uint8.
-      mean_image: (size, size, 3) float32.
-      colour: (3, 3) float32, `colour_axes` of the training set.
-      crop: side of the result, at most `size`.
-      flip: whether to reflect.
-      shared_by: number of consecutive ids that share crop and reflection.
-      mean_crop: 'same': each pixel loses its own mean. 'centre': every crop loses the centre crop
-        of the mean image, after its reflection, as in the released code.
-      colour_std: standard deviation of the three factors alpha, drawn once an image and step.
-      colour_rule: with 'released' the shifted picture is divided by 1 + colour_std.
+      statistics: of the training set.
+      augment: `config.augment`, whose fields are
+
+        * `crop`: side of the result, at most `size`.
+        * `flip`: whether to reflect.
+        * `shared_by`: number of consecutive ids that share crop and reflection.
+        * `mean_crop`: 'same': each pixel loses its own mean. 'centre': every crop loses the centre
+          crop of the mean image, after its reflection, as in the released code.
+        * `colour_std`: standard deviation of the three factors alpha, drawn once per image and
+          step.
+        * `colour_rule`: with 'released' the shifted image is divided by 1 + colour_std.
+      colour_on: whether colours are shifted in this step.
 
     Returns:
       (batch, crop, crop, 3) float32.
     """
+    crop = augment.crop
     offsets = images.shape[1] - crop + 1, images.shape[2] - crop + 1
-    centre_mean = _centre(mean_image, crop)
+    centre_mean = _centre(statistics.mean_image, crop)
+    colour_std = augment.colour_std
+    if colour_on is not True and colour_std:
+        colour_std = jnp.where(colour_on, colour_std, 0.0)
     place_key, shade_key = jax.random.split(key)
 
     def one(example_id: jax.Array, image: jax.Array) -> jax.Array:
-        where, mirror = jax.random.split(jax.random.fold_in(place_key, example_id // shared_by))
+        first_of_group = example_id // augment.shared_by
+        where, mirror = jax.random.split(jax.random.fold_in(place_key, first_of_group))
         y, x = jax.random.randint(where, (2,), 0, jnp.array(offsets))
         corner, shape = (y, x, 0), (crop, crop, 3)
         out = jax.lax.dynamic_slice(image, corner, shape).astype(jnp.float32)
-        if mean_crop == "same":
-            out -= jax.lax.dynamic_slice(mean_image, corner, shape)
-        if flip:
+        if augment.mean_crop == "same":
+            out -= jax.lax.dynamic_slice(statistics.mean_image, corner, shape)
+        if augment.flip:
             out = jnp.where(jax.random.bernoulli(mirror), out[:, ::-1], out)
-        if mean_crop == "centre":
+        if augment.mean_crop == "centre":
             out -= centre_mean
         if isinstance(colour_std, jax.Array) or colour_std:
             shade = jax.random.normal(jax.random.fold_in(shade_key, example_id), (3,))
-            out += colour @ (colour_std * shade)
-        return out / (1 + colour_std) if colour_rule == "released" else out
+            out += statistics.colour @ (colour_std * shade)
+        return out / (1 + colour_std) if augment.colour_rule == "released" else out
 
     return jax.vmap(one)(example_ids, images)
 
@@ -89,20 +116,12 @@ def colour_axes(eigenvectors: jax.Array, eigenvalues: jax.Array, rule: str = "pa
     return eigenvectors * (eigenvalues / 255.0)
 
 
-def centre_crop(images: jax.Array, mean_image: jax.Array, *, crop: int) -> jax.Array:
-    """Return the centre (batch, crop, crop, 3) of uint8 `images` less `mean_image`, float32."""
+def centre_crop(images: jax.Array, mean_image: jax.Array, crop: int) -> jax.Array:
+    """Return the centre (batch, crop, crop, 3) of uint8 `images` minus `mean_image`, float32."""
     return _centre(images.astype(jnp.float32) - mean_image, crop)
 
 
-def evaluation_crops(
-    images: jax.Array,
-    mean_image: jax.Array,
-    *,
-    crop: int,
-    flip: bool,
-    mean_crop: str = "same",
-    number: str = "ten",
-) -> jax.Array:
+def evaluation_crops(images: jax.Array, mean_image: jax.Array, augment: ConfigDict) -> jax.Array:
     """Return the crops whose softmax outputs are averaged.
 
     Ten of them (section 4.1) are the four corner crops, the centre crop, and the reflections of the
@@ -111,16 +130,15 @@ def evaluation_crops(
     Args:
       images: (batch, size, size, 3) uint8.
       mean_image: (size, size, 3) float32.
-      crop: side of the results.
-      flip: False leaves the reflections out, for a network that was trained without any.
-      mean_crop: as for `random_crops`.
-      number: 'ten' or 'nine'.
+      augment: `config.augment`: `test_crops` is 'ten' or 'nine', and without `flip` there are no
+        reflections; `crop` and `mean_crop` are as for `random_crops`.
 
     Returns:
       (10, batch, crop, crop, 3) float32; (5, ...) without `flip`; (9, ...).
     """
+    crop, nine = augment.crop, augment.test_crops == "nine"
     bottom, right = images.shape[1] - crop, images.shape[2] - crop
-    if number == "nine":
+    if nine:
         corners = [(y, x) for y in (0, bottom // 2, bottom) for x in (0, right // 2, right)]
     else:
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
@@ -129,11 +147,11 @@ def evaluation_crops(
         return jnp.stack([pixels[..., y : y + crop, x : x + crop, :] for y, x in corners])
 
     def reflected_too(crops: jax.Array) -> jax.Array:
-        if number == "nine" or not flip:
+        if nine or not augment.flip:
             return crops
         return jnp.concatenate([crops, crops[..., ::-1, :]])
 
-    if mean_crop == "centre":
+    if augment.mean_crop == "centre":
         crops = reflected_too(at_corners(images)).astype(jnp.float32)
         return crops - _centre(mean_image, crop)
     return reflected_too(at_corners(images.astype(jnp.float32) - mean_image))

@@ -1,7 +1,7 @@
-"""A config is valid, or refused by the name of the field; and how it is written and read.
+"""Checking a config, by the names of its fields; writing and reading it.
 
-A recipe (configs/*.py) is data; this file says which data are a recipe. `validate` is called before
-anything is created, prepared or compiled.
+A recipe (configs/*.py) is data; this module says which data are a recipe. `validate` is called
+before anything is created, prepared or compiled.
 """
 
 import fnmatch
@@ -12,11 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import geometry
-from alexnet_jax.disk import sync
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
-from alexnet_jax.geometry import layer_names
+from alexnet_jax.host import regular, sync
+from alexnet_jax.layers import layer_names, walk
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -45,7 +44,7 @@ def validate(config: ConfigDict) -> None:
             raise bad_value(name, value)
     if config.augment.crop > config.dataset.image_size:
         raise InputError(
-            f"config.augment.crop={config.augment.crop} is larger than the stored pictures:"
+            f"config.augment.crop={config.augment.crop} is larger than the stored images:"
             f" config.dataset.image_size={config.dataset.image_size}"
         )
     if (config.dataset.name == "folder") != bool(config.dataset.path):
@@ -56,7 +55,7 @@ def validate(config: ConfigDict) -> None:
         )
     _validate_layers(config.model)
     _validate_groups(config)
-    geometry.layers(config.model, config.augment.crop)
+    walk(config.model, config.augment.crop)
     _validate_schedule(config)
 
 
@@ -174,15 +173,23 @@ def load(path: pathlib.Path) -> ConfigDict:
     Raises InputError where the file is missing, is not JSON, or is not a valid config.
     """
     try:
-        config = from_dict(json.loads(path.read_text()))
+        config = from_dict(json.loads(regular(path).read_text()))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not a run directory") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it or take another run") from None
-    validate(config)
+    validate_read(config, path)
     return config
+
+
+def validate_read(config: ConfigDict, path: pathlib.Path) -> None:
+    """Raise InputError, naming `path` as well, unless the config that was read there is valid."""
+    try:
+        validate(config)
+    except InputError as error:
+        raise InputError(f"{path} holds a config that cannot be used: {error}") from error
 
 
 def from_dict(tree: dict) -> ConfigDict:

@@ -1,17 +1,22 @@
-"""Convolution whose weight gradient is fast on a CPU, and conv1 on an accelerator."""
+"""Convolution whose weight gradient is fast on a CPU, and conv1 on an accelerator.
+
+And the locally connected layer, a convolution with a kernel of its own at each position.
+"""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 # Images NHWC, kernels HWIO, as XLA numbers dimensions.
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-# Of patches at a time, for they are to stay in the cache: 4 to 16 MB make no difference.
+# Of patches at a time, so that they stay in the cache; 4 to 16 MB make no difference.
 CACHED_BYTES = 8 * 2**20
 
 
@@ -29,8 +34,8 @@ def conv_general_dilated(
     The gradient is the same too, but on a CPU the weights' is a sum of matrix products, each over
     the patches of a few images: at a batch of 128 XLA's own takes 1.3 to 5 times as long, at one of
     32 about as long (docs/performance.md). On anything else a stride over few channels becomes one
-    of 1 over blocks of pixels. What is dilated, grouped or not NHWC by HWIO is left to XLA.
-    `precision` does not concern the gradient. There is no forward-mode gradient.
+    of 1 over blocks of pixels. Dilated or grouped convolutions and other layouts are left to XLA.
+    `precision` does not affect the gradient. There is no forward-mode gradient.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -97,7 +102,7 @@ def _weight_gradient(x, g, *, shape, strides, padding):
     height, width = g.shape[1:3]
     inputs, features = math.prod(blocks[:3]), blocks[3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    some = _pictures_at_a_time(x.shape[0], height * width * inputs * x.dtype.itemsize)
+    some = _images_at_a_time(x.shape[0], height * width * inputs * x.dtype.itemsize)
 
     def add(dw, part):
         x, g = part
@@ -150,11 +155,52 @@ def _side_by_side(x):
     return x.reshape(*x.shape[:3], -1)
 
 
-def _pictures_at_a_time(batch: int, patches_bytes: int) -> int:
-    """Return of how many pictures the patches are within CACHED_BYTES, 1 at least.
+def _images_at_a_time(batch: int, patches_bytes: int) -> int:
+    """Return how many images have patches of at most CACHED_BYTES together, at least 1.
 
     A divisor of `batch`, so that none are left over, unless that is less than half of what fits.
     """
     most = min(batch, max(1, CACHED_BYTES // patches_bytes))
     divisor = max(n for n in range(1, most + 1) if batch % n == 0)
     return divisor if 2 * divisor >= most else most
+
+
+class ConvLocal(nn.Module):
+    """`flax.linen.ConvLocal` of images (batch, H, W, C), several times as fast.
+
+    Attributes as there, and the same parameters: `kernel` (rows, columns, C * kernel rows * kernel
+    columns, features), the last of its inputs running fastest, and `bias` (rows, columns,
+    features). Flax gathers the windows by a convolution with a group for each channel, which takes
+    most of the layer's time; here they are slices.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int
+    padding: Sequence[tuple[int, int]]
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the feature maps (batch, rows, columns, features), in `dtype`."""
+        x = jnp.pad(x, [(0, 0), *self.padding, (0, 0)])
+        rows, columns = (
+            (side - kernel) // self.strides + 1
+            for side, kernel in zip(x.shape[1:3], self.kernel_size, strict=True)
+        )
+        inputs = x.shape[3] * self.kernel_size[0] * self.kernel_size[1]
+        shape = (rows, columns, inputs, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", self.bias_init, (rows, columns, self.features))
+        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
+
+        last = [(n - 1) * self.strides + 1 for n in (rows, columns)]
+        windows = [
+            x[:, i : i + last[0] : self.strides, j : j + last[1] : self.strides]
+            for i, j in product(*map(range, self.kernel_size))
+        ]
+        patches = jnp.concatenate(windows, axis=-1)  # the channel fastest
+        kernel = kernel.reshape(rows, columns, x.shape[3], len(windows), -1).swapaxes(2, 3)
+        return jnp.einsum("nrci,rcio->nrco", patches, kernel.reshape(shape)) + bias

@@ -4,93 +4,36 @@ import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, checkpoint, data, parallel
 from alexnet_jax import config as config_lib
+from alexnet_jax import data, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import prepare
-from alexnet_jax.signals import Stop, StopRequest
+from alexnet_jax.prepare import is_prepared, prepare
+from alexnet_jax.rundir import checkpoint, evaluating
+from alexnet_jax.setting import Setting
 from alexnet_jax.state import TrainState
+from alexnet_jax.step import eval_step
+
+EVALUATIONS = ("evaluation", "ten crops")  # as progress names them, in the order of the steps
 
 
-def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Return which predictions are wrong.
-
-    Args:
-      scores: (batch, classes), logits or probabilities.
-      labels: (batch,) integers.
-
-    Returns:
-      `top1_error` and `top5_error`, each (batch,) float32 of 0 and 1: whether the label is not
-      among the 1 or 5 highest scores. Of equal scores the lower class comes first.
-    """
-    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
-    hits = best == labels[:, None]
-    return {
-        "top1_error": 1.0 - hits[:, 0].astype(jnp.float32),
-        "top5_error": 1.0 - hits.any(axis=1).astype(jnp.float32),
-    }
-
-
-def eval_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: model_lib.AlexNet,
-    config: ConfigDict,
-    ten_crop: bool,
-) -> dict[str, jax.Array]:
-    """Return the sums over all devices of the batch's losses and errors, and its `count`.
-
-    The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
-    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
-    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
-    that `config.augment` asks for, five where the recipe reflects nothing.
-    """
-    fields = config.augment
-    if ten_crop:
-        images = augment.evaluation_crops(
-            batch["image"],
-            state.mean_image,
-            crop=fields.crop,
-            flip=fields.flip,
-            mean_crop=fields.mean_crop,
-            number=fields.test_crops,
-        )
-    else:
-        images = augment.centre_crop(batch["image"], state.mean_image, crop=fields.crop)
-
-    def log_probabilities(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": state.params}, images)
-        return jax.nn.log_softmax(logits)
-
-    if ten_crop:
-        each = jax.lax.map(log_probabilities, images)
-        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
-    else:
-        scores = log_probabilities(images)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
-    sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
-    return jax.lax.psum(sums, parallel.DATA)
-
-
-def eval_steps(
-    config: ConfigDict, layout: parallel.Pmap | parallel.Split
-) -> tuple[Callable, Callable]:
+def eval_steps(config: ConfigDict, sharding: parallel.Pmap | parallel.Split) -> list[Any]:
     """Return `eval_step` over all devices for the centre crop, and for ten crops."""
-    model = model_lib.from_config(config, layout.column_axis)
+    model = model_lib.from_config(config, sharding.column_axis)
     step = functools.partial(eval_step, model=model, config=config)
-    centre, ten = (functools.partial(step, ten_crop=ten_crop) for ten_crop in (False, True))
-    return layout.spread(centre), layout.spread(ten)
+    return [sharding.map(functools.partial(step, ten_crop=ten)) for ten in (False, True)]
+
+
+def lowered_eval_steps(setting: Setting, state: TrainState) -> list[Any]:
+    """Return `eval_steps` for a replicated `state`, not yet compiled."""
+    rows = eval_batch_size(setting.config) // jax.process_count()
+    blank = setting.sharding.shard(data.blank_batch(setting.dataset, rows, kind="eval"))
+    return [step.lower(state, blank) for step in eval_steps(setting.config, setting.sharding)]
 
 
 def eval_batch_size(config: ConfigDict) -> int:
@@ -99,93 +42,86 @@ def eval_batch_size(config: ConfigDict) -> int:
 
 
 def evaluate(
-    step: Callable[[TrainState, Any], dict[str, jax.Array]],
-    state: TrainState,
-    dataset: data.Dataset,
-    batch_size: int,
-    layout: parallel.Pmap | parallel.Split,
-    stop: Stop,
+    step: Any, state: TrainState, setting: Setting, what: str = "evaluation"
 ) -> dict[str, float] | None:
     """Return the mean `loss`, `top1_error`, `top5_error` over the validation set, and the rate.
 
     Args:
-      step: one of `eval_steps`.
-      state: placed.
-      dataset: whose 'val' split is read.
-      batch_size: over all devices.
-      layout: of step and state.
-      stop: polled between batches; None is returned where it was requested before the end.
+      step: one of `lowered_eval_steps`, compiled.
+      state: replicated.
+      setting: its stop is polled between batches, and None is returned where it was requested.
+      what: names the evaluation where progress is shown.
     """
     start = time.perf_counter()
-    sums: dict[str, float] = {}
     batches = data.eval_batches(
-        dataset,
-        batch_size=batch_size,
+        setting.dataset,
+        batch_size=eval_batch_size(setting.config),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-    def judged(
-        batch: data.Batch | None, before: dict[str, jax.Array]
-    ) -> tuple[dict[str, jax.Array], dict[str, float]]:
-        """Send `batch` to the devices; return its sums on their way, and those of the one before.
-
-        So the host waits for a batch only after the devices have the next one.
-        """
-        sent = {} if batch is None else parallel.to_host(step(state, layout.shard(batch)))
-        return sent, {name: value.item() for name, value in before.items()}
-
+    shardings = step.input_shardings[0][1]
+    on_devices = data.to_devices(map(setting.sharding.shard, batches), shardings)
+    sums: dict[str, float] = {}
     under_way: dict[str, jax.Array] = {}
-    for batch in itertools.chain(batches, [None]):
-        # The first one compiles, which a stop need not wait for.
-        found = stop.unless_requested(functools.partial(judged, batch, under_way))
-        if found is None:
-            return None
-        under_way, of_last = found
-        for name, value in of_last.items():
-            sums[name] = sums.get(name, 0.0) + value
+    with evaluating(what, setting.dataset.num_val) as report:
+        for batch in itertools.chain(on_devices, [None]):
+            if setting.stop.requested:
+                return None
+            # The host waits for the sums of a batch only after the devices have the next one.
+            ready, under_way = under_way, {}
+            if batch is not None:
+                under_way = parallel.to_host(step(state, batch))
+            for name, value in ready.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            report(int(sums.get("count", 0)))
     count = sums.pop("count")
-    assert count == dataset.num_val, f"evaluated {count} of {dataset.num_val} examples"
+    assert count == setting.dataset.num_val, f"evaluated {count} of {setting.dataset.num_val}"
     rate = count / (time.perf_counter() - start)
     return {name: value / count for name, value in sums.items()} | {"images_per_second": rate}
 
 
-def evaluate_checkpoint(
-    workdir: pathlib.Path, config: ConfigDict | None = None
-) -> dict[str, Any] | None:
+def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) -> dict[str, Any]:
     """Return the validation errors of a run's best checkpoint, as in `result.json`.
 
     Args:
       workdir: the directory of a run, finished or not.
-      config: where given, its `dataset` and `batch_size` are used in place of the run's.
+      given: a config; its `dataset` and `batch_size` are used in place of the run's. Without
+        it nothing is downloaded or prepared: a run may be a stranger's.
 
     Returns:
-      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error` and
-      `skipped_records`; None where a signal asked to stop.
+      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`,
+      `skipped_records` and `num_classes`.
 
     Raises:
       InputError: there is no checkpoint, or the data do not fit the network.
     """
-    trained, state, run = checkpoint.load(workdir)
-    if config is None:
-        config = trained
+    trained, state, record = checkpoint.load(workdir)
+    if given is None:
+        given = trained
+        if not is_prepared(given.dataset):
+            raise InputError(
+                f"{workdir} was trained on {given.dataset.name!r}, which is not prepared in"
+                f" {given.dataset.data_dir}; give --config=... for what to evaluate it on"
+            )
     config_lib.refuse_changes(
-        trained, config, workdir, only=("model.", "augment.", "dataset.image_size", "dtype")
+        trained, given, workdir, only=("model.", "augment.", "dataset.image_size", "dtype")
     )
-    dataset = data.open_dataset(prepare(config.dataset), config.dataset.on_error)
-    if list(dataset.class_names) != run["class_names"]:
+    dataset = data.open_dataset(prepare(given.dataset), given.dataset.on_error)
+    if list(dataset.class_names) != record.class_names:
         raise InputError(
-            f"{workdir} was trained on the classes {', '.join(run['class_names'][:5])}, ...; those"
-            f" of {config.dataset.name!r} are {', '.join(dataset.class_names[:5])}, ..."
+            f"{workdir} was trained on the classes {', '.join(record.class_names[:5])}, ...; those"
+            f" of {given.dataset.name!r} are {', '.join(dataset.class_names[:5])}, ..."
         )
     # Errors depend neither on the batch nor on how the run was spread: any devices will do.
-    batch_size, layout = parallel.round_up(eval_batch_size(config)), parallel.Pmap()
-    placed = layout.place(state)
+    config = trained.copy_and_resolve_references()
+    config.batch_size, config.accumulate_steps = parallel.round_up(eval_batch_size(given)), 1
+    setting = Setting(config, dataset, parallel.Pmap())
+    replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
-    with StopRequest() as stop:
-        for prefix, step in zip(("", "ten_crop_"), eval_steps(trained, layout), strict=True):
-            metrics = evaluate(step, placed, dataset, batch_size, layout, stop)
-            if metrics is None:
-                return None
-            result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
-    return result | {"skipped_records": dataset.num_damaged}
+    steps = parallel.compiled(*lowered_eval_steps(setting, replicated))
+    for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=True):
+        metrics = evaluate(step, replicated, setting, what)
+        assert metrics is not None  # nobody requests to stop
+        result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
+    counts = {"skipped_records": dataset.num_damaged, "num_classes": len(dataset.class_names)}
+    return result | counts

@@ -1,14 +1,18 @@
-"""Momentum SGD as the paper writes it, and how its learning rate falls (section 5)."""
+"""Momentum SGD as the paper writes it, and how its learning rate falls (section 5).
+
+Batches run on over the border of an epoch, so that an epoch need not be a whole number of steps:
+when one begins or ends is said here, too.
+"""
 
 import fnmatch
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
-
-from alexnet_jax.epochs import first_step
 
 
 def momentum_sgd(
@@ -22,7 +26,7 @@ def momentum_sgd(
 
     Args:
       learning_rate: a scalar, or a tree of scalars like the parameters; traced or not. The
-        optimiser's state, optax.TraceState of v, does not depend on it.
+        optimizer's state, optax.TraceState of v, does not depend on it.
       momentum: of 0 to 1.
       weight_decay: a number, or a tree of numbers like the parameters.
     """
@@ -51,8 +55,23 @@ def _like(params: Any, value: Any) -> Any:
     return value if isinstance(value, dict) else jax.tree.map(lambda _: value, params)
 
 
+def from_config(
+    config: ConfigDict, params: Any, step: Any = 0, scale: Any = 1.0, num_train: int = 1
+) -> optax.GradientTransformation:
+    """Return the optimizer of `config` for `params` in training step `step`, counted from 0.
+
+    `scale` is the plateau's, and `num_train`, the number of training examples, says which epoch the
+    step is in. What the optimizer's state looks like depends on `params` alone.
+    """
+    return momentum_sgd(
+        learning_rates(config, step, scale, num_train, params),
+        momentum=config.momentum,
+        weight_decay=weight_decays(config, params),
+    )
+
+
 def learning_rate(
-    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str | None = None
+    config: ConfigDict, step: Any, scale: Any, num_train: int, name: str = "*/kernel"
 ) -> Any:
     """Return the learning rate of the parameter `name` in training step `step`, counted from 0.
 
@@ -61,22 +80,21 @@ def learning_rate(
     of epoch e holds from the first step that begins after e - 1 epochs of `num_train` examples:
     epochs are counted from 1, as in the authors' code.
 
-    Without a name, such as 'conv1/kernel', the rate that concerns all parameters alike.
+    Without a name, such as 'conv1/kernel', the rate of the weights: by what concerns those of all
+    layers.
     """
     rate = config.learning_rate * scale
     for names, factor in config.rate_factors:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             rate *= factor
     for epoch, names, factor in config.milestones:
-        if _concerns(names, name):
+        if fnmatch.fnmatchcase(name, names):
             reached = step >= first_step(epoch, num_train, config.batch_size)
             rate *= jnp.where(reached, factor, 1.0)
     return rate
 
 
-def learning_rates(
-    config: ConfigDict, step: jax.Array, scale: jax.Array, num_train: int, params: Any
-) -> Any:
+def learning_rates(config: ConfigDict, step: Any, scale: Any, num_train: int, params: Any) -> Any:
     """Return `learning_rate` of every parameter, a tree like `params`."""
     return jax.tree.map_with_path(
         lambda path, _: learning_rate(config, step, scale, num_train, _name(path)), params
@@ -90,31 +108,60 @@ def weight_decays(config: ConfigDict, params: Any) -> Any:
     """
 
     def decay(path: Any, _: Any) -> float:
-        own = [d for names, d in config.weight_decays if _concerns(names, _name(path))]
+        name = _name(path)
+        own = [d for names, d in config.weight_decays if fnmatch.fnmatchcase(name, names)]
         return [config.weight_decay, *own][-1]
 
     return jax.tree.map_with_path(decay, params)
-
-
-def _concerns(names: str, name: str | None) -> bool:
-    return names == "*" if name is None else fnmatch.fnmatchcase(name, names)
 
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def plateau(
+    *, factor: float, patience: int, rtol: float, min_scale: float
+) -> optax.GradientTransformationExtraArgs:
     """Return the transformation whose state holds the scale of the learning rate.
 
-    Its `update(updates, state, value=error)` is called once an evaluation with the validation
-    error: after `config.patience` evaluations in a row that did not lower the best error by the
-    relative `config.rtol`, `state.scale` is multiplied by `config.factor`, down to
-    `config.min_scale`.
+    The arguments are the fields of `config.plateau`; `plateau_after` says what they mean.
     """
     return optax.contrib.reduce_on_plateau(
-        factor=config.factor,
-        patience=config.patience,
-        rtol=config.rtol,
-        min_scale=config.min_scale,
+        factor=factor, patience=patience, rtol=rtol, min_scale=min_scale
     )
+
+
+# Compiled once for a run: optax's rule holds a lax.cond, which would be compiled at each call.
+@functools.partial(jax.jit, static_argnames=("factor", "patience", "rtol", "min_scale"))
+def plateau_after(
+    state: Any, error: Any, *, factor: float, patience: int, rtol: float, min_scale: float
+) -> Any:
+    """Return the plateau's state after an evaluation whose validation error is `error`.
+
+    After `patience` evaluations in a row that did not lower the best error by the relative `rtol`,
+    `state.scale` is multiplied by `factor`, down to `min_scale`.
+    """
+    rule = plateau(factor=factor, patience=patience, rtol=rtol, min_scale=min_scale)
+    _, after = rule.update({}, state, value=error)
+    # After a rewind it may be below min_scale already.
+    return after._replace(scale=jnp.minimum(after.scale, state.scale))
+
+
+def first_step(epoch: int, num_train: int, batch_size: int) -> int:
+    """Return the first step, counted from 0, that begins in `epoch`, counted from 1, or later.
+
+    An int32: beyond its range there are no steps.
+    """
+    return min(math.ceil((epoch - 1) * num_train / batch_size), 2**31 - 1)
+
+
+def evaluation_due(config: ConfigDict, step: int, num_train: int) -> bool:
+    """Return whether `step` completes another `config.eval_every_epochs` epochs."""
+    period = num_train * config.eval_every_epochs
+    seen = step * config.batch_size
+    return step > 0 and seen // period > (seen - config.batch_size) // period
+
+
+def total_steps(config: ConfigDict, num_train: int) -> int:
+    """Return `config.num_steps`, or the steps that see `config.num_epochs` epochs of examples."""
+    return config.num_steps or math.ceil(config.num_epochs * num_train / config.batch_size)

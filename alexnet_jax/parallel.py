@@ -1,9 +1,10 @@
-"""Devices: one function over all of them, state on each, batches dealt out.
+"""Devices: one function over all of them, the state on each, batches sharded.
 
-The functions that a layout spreads see one device's share of the batch and the axis DATA over the
-shares; they do not depend on how many there are.
+The functions that a sharding maps over the devices see one device's share of the batch and the axis
+DATA over the shares; they do not depend on the number of devices.
 """
 
+import concurrent.futures
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from alexnet_jax import memory
 from alexnet_jax.errors import InputError
 from alexnet_jax.state import TrainState
 
@@ -29,15 +29,15 @@ class Pmap:
     def __init__(self) -> None:
         self.shares = jax.device_count()
 
-    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
-        """Return `function(state, batch)` over all devices; `state` and `batch` as placed here.
+    def map(self, function: Callable, *, updates_state: bool = False) -> Any:
+        """Return `function(state, batch)` over all devices; `state` is replicated, `batch` sharded.
 
         A function that `updates_state` returns (state, metrics), and its `state` is donated; what
-        another returns is equal on all devices. The result has `lower` as jax.jit's has.
+        any other function returns is equal on all devices. The result has `lower` as jax.jit's has.
         """
         return jax.pmap(function, axis_name=DATA, donate_argnums=(0,) if updates_state else ())
 
-    def place(self, tree: Any) -> Any:
+    def replicate(self, tree: Any) -> Any:
         """Return the one copy of a state, or of a part of it, on the devices of all processes."""
         everywhere = NamedSharding(jax.sharding.Mesh(jax.devices(), DATA), PartitionSpec(DATA))
 
@@ -47,9 +47,9 @@ class Pmap:
 
         return jax.tree.map(copies, tree)
 
-    def fetch(self, tree: Any) -> Any:
-        """Return one copy of a placed state, or of a part of it, as NumPy arrays."""
-        # A copy, for on a CPU NumPy would see the memory that the next step is donated.
+    def unreplicate(self, tree: Any) -> Any:
+        """Return one copy of a replicated state, or of a part of it, as NumPy arrays."""
+        # A copy: on a CPU NumPy would share the memory that is donated to the next step.
         return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Pmap:
 
 
 class Split:
-    """Pairs of devices share the network as in the paper, a column each; pairs share the batch.
+    """Pairs of devices share the network as in the paper, one column each; pairs share the batch.
 
     Arrays are global, over a mesh (DATA, MODEL) of (pairs, 2): parameters and velocity are halved
     along their last axis, the units; all else is on every device. Figure 2 of the paper.
@@ -80,8 +80,8 @@ class Split:
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 2), (DATA, MODEL))
         self.shares = jax.device_count() // 2
 
-    def spread(self, function: Callable, *, updates_state: bool = False) -> Any:
-        """As `Pmap.spread`."""
+    def map(self, function: Callable, *, updates_state: bool = False) -> Any:
+        """As `Pmap.map`."""
 
         def over_mesh(state: TrainState, batch: Any) -> Any:
             specs = self._specs(state)
@@ -95,13 +95,13 @@ class Split:
 
         return jax.jit(over_mesh, donate_argnums=(0,) if updates_state else ())
 
-    def place(self, tree: Any) -> Any:
-        """As `Pmap.place`; a part is taken to be of what is on every device."""
+    def replicate(self, tree: Any) -> Any:
+        """As `Pmap.replicate`; a part is taken to be of what is on every device."""
         shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs(tree))
         return jax.device_put(tree, shardings)
 
-    def fetch(self, tree: Any) -> Any:
-        """As `Pmap.fetch`."""
+    def unreplicate(self, tree: Any) -> Any:
+        """As `Pmap.unreplicate`."""
 
         def whole(leaf: jax.Array) -> np.ndarray:
             if leaf.is_fully_replicated:
@@ -131,12 +131,11 @@ class Split:
         )
 
 
-def layout(config: ConfigDict) -> Pmap | Split:
+def sharding(config: ConfigDict) -> Pmap | Split:
     """Return how `config.parallel` lays network and batches out over the devices.
 
     Raises InputError unless the devices can be paired, where they must be, all shares of
-    `config.batch_size` are equal, so are the `config.accumulate_steps` parts of a share, and these
-    are small enough for the devices' memory.
+    `config.batch_size` are equal, and so are the `config.accumulate_steps` parts of a share.
     """
     chosen = Split() if config.parallel == "split" else Pmap()
     what = "devices" if chosen.column_axis is None else "pairs of devices"
@@ -155,9 +154,13 @@ def layout(config: ConfigDict) -> Pmap | Split:
             f" config.batch_size={config.batch_size} that each of {chosen.shares} {what} has;"
             f" take one of {', '.join(options)}"
         )
-    columns = 1 if chosen.column_axis is None else 2
-    memory.refuse_too_large(config, share // config.accumulate_steps, columns)
     return chosen
+
+
+def compiled(*lowered: Any) -> list[Any]:
+    """Return `lowered` programs compiled, side by side."""
+    with concurrent.futures.ThreadPoolExecutor(len(lowered)) as pool:
+        return list(pool.map(lambda each: each.compile(), lowered))
 
 
 def round_up(batch_size: int) -> int:

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, optim
 from alexnet_jax import model as model_lib
-from alexnet_jax.data import Dataset
+from alexnet_jax import optim
+from alexnet_jax.augment import Statistics
 
 
 @flax.struct.dataclass
 class TrainState:
     """State after `step` updates.
 
-    Random keys are no part of it: they are functions of the config's seed and the step.
+    PRNG keys are not stored: they are functions of the config's seed and the step.
     """
 
     step: jax.Array  # () int32
@@ -27,38 +27,37 @@ class TrainState:
     mean_image: jax.Array  # (size, size, 3) float32, of the training set
     colour: jax.Array  # (3, 3) float32, augment.colour_axes of the training set
 
+    @property
+    def statistics(self) -> Statistics:
+        """The two arrays of the training set."""
+        return Statistics(self.mean_image, self.colour)
 
-def create_state(config: ConfigDict, mean_image: jax.Array, colour: jax.Array) -> TrainState:
+
+def create_state(config: ConfigDict, statistics: Statistics) -> TrainState:
     """Return the state before the first step: parameters drawn by `config.seed`, no velocity."""
     crop = config.augment.crop
-    key = init_key(config)
-    variables = model_lib.from_config(config).init(key, jnp.zeros((1, crop, crop, 3)))
+    variables = model_lib.from_config(config).init(init_key(config), jnp.zeros((1, crop, crop, 3)))
     params = variables["params"]
-    optimizer = optim.momentum_sgd(0.0, momentum=config.momentum, weight_decay=0.0)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
-        plateau=optim.plateau(config.plateau).init(params),
-        mean_image=jnp.asarray(mean_image, jnp.float32),
-        colour=jnp.asarray(colour, jnp.float32),
+        opt_state=optim.from_config(config, params).init(params),
+        plateau=optim.plateau(**config.plateau).init(params),
+        mean_image=jnp.asarray(statistics.mean_image, jnp.float32),
+        colour=jnp.asarray(statistics.colour, jnp.float32),
     )
 
 
-def initial_state(config: ConfigDict, dataset: Dataset) -> TrainState:
-    """Return `create_state` for the statistics of `dataset`, computed on one device."""
-    vectors, values = jnp.asarray(dataset.eigenvectors), jnp.asarray(dataset.eigenvalues)
-    colour = augment.colour_axes(vectors, values, config.augment.colour_rule)
-    mean_image = jnp.asarray(dataset.mean_image)
-    return jax.jit(lambda: create_state(config, mean_image, colour))()
+def initial_state(config: ConfigDict, statistics: Statistics) -> TrainState:
+    """Return `create_state`, computed by one program on one device."""
+    return jax.jit(lambda: create_state(config, statistics))()
 
 
 def abstract_state(config: ConfigDict) -> TrainState:
     """Return the shapes and dtypes of the state as a tree of jax.ShapeDtypeStruct."""
     size = config.dataset.image_size
-    return jax.eval_shape(
-        lambda: create_state(config, jnp.zeros((size, size, 3)), jnp.zeros((3, 3)))
-    )
+    zeros = Statistics(jnp.zeros((size, size, 3)), jnp.zeros((3, 3)))
+    return jax.eval_shape(lambda: create_state(config, zeros))
 
 
 def init_key(config: ConfigDict) -> jax.Array:

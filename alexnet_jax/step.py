@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, cache, optim, parallel
+from alexnet_jax import augment, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax.epochs import first_step
-from alexnet_jax.evaluate import errors
+from alexnet_jax.optim import first_step
 from alexnet_jax.state import TrainState, step_key
 
 
@@ -28,29 +27,20 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what cache.lookup makes these
-    of. Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of
-    means are means over the global batch. `num_train`, the number of training examples, says which
-    epoch a step is in.
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes these of.
+    Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of means
+    are means over the global batch. `num_train`, the number of training examples, says which epoch
+    a step is in. The metrics are scalars, finite and equal on all devices; every one of them is
+    logged.
     """
-    rows = cache.lookup(batch)
+    rows = lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
     augment_key, dropout_key = jax.random.split(step_key(config, state.step))
-    colour_std = _colour_std(config, state.step, num_train)
+    colour_on = _colour_on(config, state.step, num_train)
 
     def loss(params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         images = augment.random_crops(
-            augment_key,
-            rows["id"],
-            rows["image"],
-            state.mean_image,
-            state.colour,
-            crop=config.augment.crop,
-            flip=config.augment.flip,
-            shared_by=config.augment.shared_by,
-            mean_crop=config.augment.mean_crop,
-            colour_std=colour_std,
-            colour_rule=config.augment.colour_rule,
+            augment_key, rows["id"], rows["image"], state.statistics, config.augment, colour_on
         )
         rngs = {"dropout": dropout_key}
         logits: Any = model.apply(
@@ -64,15 +54,11 @@ def train_step(
     means = _mean_over_parts(gradient_and_metrics, rows, config.accumulate_steps)
     gradient, metrics = jax.lax.pmean(means, parallel.DATA)
 
-    scale = state.plateau.scale
-    optimizer = optim.momentum_sgd(
-        optim.learning_rates(config, state.step, scale, num_train, state.params),
-        momentum=config.momentum,
-        weight_decay=optim.weight_decays(config, state.params),
-    )
+    schedule = state.step, state.plateau.scale, num_train
+    optimizer = optim.from_config(config, state.params, *schedule)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
-        "learning_rate": optim.learning_rate(config, state.step, scale, num_train),
+        "learning_rate": optim.learning_rate(config, *schedule),
         "gradient_norm": parallel.norm(gradient, model.column_axis),
         "parameter_norm": parallel.norm(state.params, model.column_axis),
     }
@@ -80,6 +66,81 @@ def train_step(
     return dataclasses.replace(
         state, step=state.step + 1, params=params, opt_state=opt_state
     ), metrics
+
+
+def eval_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: model_lib.AlexNet,
+    config: ConfigDict,
+    ten_crop: bool,
+) -> dict[str, jax.Array]:
+    """Return the sums over all devices of the batch's losses and errors, and its `count`.
+
+    The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
+    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
+    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
+    that `config.augment` asks for, five where the recipe reflects nothing.
+    """
+    if ten_crop:
+        images = augment.evaluation_crops(batch["image"], state.mean_image, config.augment)
+    else:
+        images = augment.centre_crop(batch["image"], state.mean_image, config.augment.crop)
+
+    def log_probabilities(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": state.params}, images)
+        return jax.nn.log_softmax(logits)
+
+    if ten_crop:
+        each = jax.lax.map(log_probabilities, images)
+        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    else:
+        scores = log_probabilities(images)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
+    sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
+    return jax.lax.psum(sums, parallel.DATA)
+
+
+def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Return which predictions are wrong.
+
+    Args:
+      scores: (batch, classes), logits or probabilities.
+      labels: (batch,) integers.
+
+    Returns:
+      `top1_error` and `top5_error`, each (batch,) float32 of 0 and 1: whether the label is not
+      among the 1 or 5 highest scores. Of equal scores the lower class comes first.
+    """
+    _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        "top1_error": 1.0 - hits[:, 0].astype(jnp.float32),
+        "top5_error": 1.0 - hits.any(axis=1).astype(jnp.float32),
+    }
+
+
+def lookup(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return `image` and `label` of this device's rows of a batch that may name `record` instead.
+
+    Under the axis parallel.DATA. A device gives what it holds of all devices' rows, zeros for the
+    others, and the sums are dealt out: bytes are moved once, and none is rounded.
+    """
+    if "record" not in batch:
+        return batch
+    image, label = batch["cached_image"], batch["cached_label"]
+    records = jax.lax.all_gather(batch["record"], parallel.DATA, tiled=True)
+    own = records - jax.lax.axis_index(parallel.DATA) * len(label)
+    held = (own >= 0) & (own < len(label))
+
+    def dealt_out(rows: jax.Array) -> jax.Array:
+        mine = rows.at[own].get(mode="clip")
+        mine = jnp.where(held.reshape(-1, *[1] * (rows.ndim - 1)), mine, 0)
+        return jax.lax.psum_scatter(mine, parallel.DATA, tiled=True)
+
+    return {"image": dealt_out(image), "label": dealt_out(label)}
 
 
 def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> Any:
@@ -100,9 +161,9 @@ def _mean_over_parts(function: Callable[[Any], Any], rows: Any, number: int) -> 
     return jax.tree.map(lambda x: x / number, sums)
 
 
-def _colour_std(config: ConfigDict, step: jax.Array, num_train: int) -> float | jax.Array:
-    """Return `augment.colour_std`, or 0 after `augment.colour_epochs`."""
-    std, epochs = config.augment.colour_std, config.augment.colour_epochs
-    if epochs is None or std == 0:
-        return std
-    return jnp.where(step < first_step(epochs + 1, num_train, config.batch_size), std, 0.0)
+def _colour_on(config: ConfigDict, step: jax.Array, num_train: int) -> bool | jax.Array:
+    """Return whether colours are shifted in `step`: not after `augment.colour_epochs`."""
+    epochs = config.augment.colour_epochs
+    if epochs is None:
+        return True
+    return step < first_step(epochs + 1, num_train, config.batch_size)

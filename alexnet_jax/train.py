@@ -9,33 +9,37 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import cache, checkpoint, data, optim, parallel, prefetch, processes
 from alexnet_jax import config as config_lib
+from alexnet_jax import data, optim, parallel
 from alexnet_jax import model as model_lib
-from alexnet_jax import workdir as workdir_lib
-from alexnet_jax.epochs import evaluation_due, total_steps
 from alexnet_jax.errors import NotFinite
-from alexnet_jax.evaluate import eval_batch_size, eval_steps, evaluate
-from alexnet_jax.metrics import MetricsWriter
-from alexnet_jax.prepare import check_classes, prepare
-from alexnet_jax.rewind import rewind_or_stop
-from alexnet_jax.signals import Stop, StopRequest
+from alexnet_jax.evaluate import EVALUATIONS, evaluate, lowered_eval_steps
+from alexnet_jax.host import StopRequest, processes
+from alexnet_jax.optim import evaluation_due, total_steps
+from alexnet_jax.rundir import (
+    Checkpoints,
+    MetricsWriter,
+    RunRecord,
+    device,
+    resume,
+    rewind_or_stop,
+    versions,
+)
+from alexnet_jax.setting import Setting, open_setting
 from alexnet_jax.state import TrainState, abstract_state
 from alexnet_jax.step import train_step
-from alexnet_jax.version import device, versions
 
 
-def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any] | None:
     """Train the network of `config`, or continue the run in `workdir`, and return its result.
 
     Args:
-      config: a valid config (config.validate).
+      config: as a recipe's get_config() returns it, with what fields were changed.
       workdir: the run directory; made if it is not there.
 
     Returns:
@@ -43,193 +47,238 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, A
       then continues at the next step.
 
     Raises:
-      InputError: the data, the devices or the run in `workdir` do not fit the config, or another
-        process trains there.
+      InputError: the config is not valid, the data, the devices or the run in `workdir` do not fit
+        it, or another process trains there.
       NotFinite: a number of the run became NaN or infinite.
     """
-    layout = parallel.layout(config)
-    workdir_lib.check(workdir, config)
-    num_classes = config.model.num_classes
-    directory = prepare(config.dataset, num_classes=num_classes)
-    dataset = data.open_dataset(directory, config.dataset.on_error)
-    check_classes(num_classes, dataset.class_names, config.dataset.name)
-    if config.dataset.cache == "device":
-        cache.refuse_too_large(dataset, layout)
+    workdir, primary = pathlib.Path(workdir), jax.process_index() == 0  # of several one writes
+    config_lib.validate(config)
+    resume.check(workdir, config)
+    setting = open_setting(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    primary = jax.process_index() == 0  # of several processes one writes
-    lock = workdir_lib.locked(workdir) if primary else contextlib.nullcontext()
-    with lock, StopRequest() as here, checkpoint.Checkpoints(workdir) as checkpoints:
-        stop = processes.together(here)
-        rewinds = processes.from_first(workdir_lib.rewinds(workdir))
-        while True:
-            state, run = workdir_lib.begin(config, workdir, dataset, checkpoints, rewinds)
-            if primary:
-                config_lib.save(config, workdir / "config.json")
-            try:
-                result = _run(config, workdir, dataset, layout, state, run, checkpoints, stop)
-                break
-            except NotFinite as error:
-                rewinds = run["rewinds"] + 1
-                rewind_or_stop(config, workdir, error, rewinds, checkpoints)
-        if primary and result is not None:
-            config_lib.write_json(result, workdir / "result.json")
+    lock = resume.locked(workdir) if primary else contextlib.nullcontext()
+    with lock, Checkpoints(workdir) as checkpoints:
+        rewinds = processes.from_first(resume.rewinds(workdir))
+        state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
+        if primary:
+            config_lib.save(config, workdir / "config.json")
+        if finished := _finished(setting, workdir, int(state.step)):
+            return finished
+        programs = compile_programs(setting, state)
+        with StopRequest() as here:  # before this there is nothing that a signal could lose
+            stop = processes.together(here)
+            setting = dataclasses.replace(setting, stop=stop, checkpoints=checkpoints)
+            while True:
+                try:
+                    result = _run(setting, workdir, programs, state, record)
+                    break
+                except NotFinite as error:
+                    rewinds = record.rewinds + 1
+                    rewind_or_stop(config, workdir, error, rewinds, checkpoints)
+                    state, record = resume.begin(
+                        config, workdir, setting.dataset, checkpoints, rewinds
+                    )
+            if primary and result is not None:
+                config_lib.write_json(result, workdir / "result.json")
     return result
 
 
-def _run(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    dataset: data.Dataset,
-    layout: parallel.Pmap | parallel.Split,
-    state: TrainState,
-    run: dict[str, Any],
-    checkpoints: checkpoint.Checkpoints,
-    stop: Stop,
-) -> dict[str, Any] | None:
-    """Return the result of the run that goes on from `state`, None where a stop came first."""
-    num_steps = total_steps(config, dataset.num_train)
-    if int(state.step) == num_steps and (result := workdir_lib.finished_result(workdir, num_steps)):
-        return result
-    if jax.process_index() == 0:  # it is of a run that is being made longer
-        (workdir / "result.json").unlink(missing_ok=True)
+class Programs(NamedTuple):
+    """What is compiled once for a run, each for replicated states.
 
-    centre, ten_crop = eval_steps(config, layout)
-    with MetricsWriter(
-        workdir,
-        start_step=int(state.step),
-        seconds=run["seconds"],
-        evaluated=run["validation"] is not None,
-        so_far=run["metrics"],
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        examples_per_epoch=dataset.num_train,
-        log_every_steps=config.log_every_steps,
-    ) as writer:
-        state = layout.place(state)
-        state = _train(config, dataset, layout, state, run, centre, writer, checkpoints, stop)
+    Attributes:
+      train: the training step, (state, batch) -> (state, metrics); it is donated the state.
+      evaluate, ten_crop: (state, batch) -> sums of metrics.
+      cached: the training set where it lies on the devices, else empty: a part of each batch.
+    """
+
+    train: Any
+    evaluate: Any
+    ten_crop: Any
+    cached: dict[str, jax.Array]
+
+
+def _run(
+    setting: Setting, workdir: pathlib.Path, programs: Programs, state: TrainState, run: RunRecord
+) -> dict[str, Any] | None:
+    """Take the steps that are left, evaluating and saving in between, and return the result.
+
+    `state` is on one device, `run` its record, which is kept up to date. None is returned where a
+    stop was requested.
+    """
+    config, dataset, sharding = setting.config, setting.dataset, setting.sharding
+    checkpoints, stop, first = setting.checkpoints, setting.stop, int(state.step)
+    assert checkpoints is not None  # which only those that measure do without
+    num_steps = total_steps(config, dataset.num_train)
+    state = sharding.replicate(state)
+    batches = train_batches(setting, programs.train, programs.cached, first)
+    with MetricsWriter(workdir, config, dataset.num_train, first, run) as writer:
+        for step in range(first, num_steps + 1):
+            if step > first:
+                state, metrics = programs.train(state, next(batches))
+                writer.train(step, metrics, dataset.num_damaged)
+                checkpoints.check()
+                run.validation = None
+
+            evaluated = False
+            due = evaluation_due(config, step, dataset.num_train)
+            if run.validation is None and (due or step == num_steps):
+                writer.flush()
+                run.validation = evaluate(programs.evaluate, state, setting)
+                if run.validation is not None:
+                    evaluated = True
+                    state, schedule = _schedule(setting, state, run, step, due)
+                    writer.validation(step, run.validation | schedule)
+                writer.resume_clock(step)
+
+            stopping = stop.requested  # once: a stop that comes later than this saves later
+            save = stopping or step % config.checkpoint_every_steps == 0
+            if evaluated or (save and step > first):
+                writer.sync()  # what a checkpoint rests on is on the disk before it
+                run.seconds = writer.seconds()
+                checkpoints.save(step, sharding.unreplicate(state), run)
+                writer.resume_clock(step)
+            if stopping:
+                break
+
         checkpoints.wait()
         ten_crops = None
-        if not stop.requested:
-            ten_crops = evaluate(ten_crop, state, dataset, eval_batch_size(config), layout, stop)
-    if ten_crops is None:
-        step = int(layout.fetch(state.step))
-        print(f"stopped at step {step} of {num_steps}; the same command continues", file=sys.stderr)
-        return None
+        if not stopping:
+            ten_crops = evaluate(programs.ten_crop, state, setting, EVALUATIONS[1])
+        if ten_crops is None:
+            line = f"stopped at step {step} of {num_steps}; the same command continues"
+            print(line, file=sys.stderr)
+            return None
+        return _result(setting, run, ten_crops, writer.seconds())
+
+
+def _finished(setting: Setting, workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
+    """Return the result of a run that has ended; else say where it begins, and forget the result.
+
+    A result that is there is of a run that is being made longer.
+    """
+    num_steps = total_steps(setting.config, setting.dataset.num_train)
+    primary = jax.process_index() == 0
+    result = resume.finished_result(workdir, num_steps) if step == num_steps else None
+    if result is not None:
+        if primary:
+            print(
+                f"{workdir} has finished already; raise config.num_epochs or config.num_steps to"
+                " continue it",
+                file=sys.stderr,
+            )
+        return result
+    if primary:
+        (workdir / "result.json").unlink(missing_ok=True)
+        if step:
+            print(f"resuming from step {step} of {num_steps}", file=sys.stderr)
+    return None
+
+
+def _schedule(
+    setting: Setting, state: TrainState, run: RunRecord, step: int, due: bool
+) -> tuple[TrainState, dict[str, float]]:
+    """Return the state after the evaluation of `step`, and what its line says of the schedule.
+
+    The plateau counts evaluations that are `due`. The one at the end of a run is not, unless a
+    period ends there, because the run may be made longer.
+    """
+    config, sharding = setting.config, setting.sharding
+    before = sharding.unreplicate(state.plateau)
+    num_train = setting.dataset.num_train
+    rate = optim.learning_rate(config, step - 1, float(before.scale), num_train)
+    line = {"learning_rate": float(rate)}
+    if not due or config.schedule != "plateau":
+        return state, line
+    assert run.validation is not None
+    plateau = optim.plateau_after(before, run.validation["top1_error"], **config.plateau)
+    line |= {
+        "plateau_best": float(plateau.best_value),
+        "plateau_count": int(plateau.plateau_count),
+        "plateau_scale": float(plateau.scale),
+    }
+    return dataclasses.replace(state, plateau=sharding.replicate(plateau)), line
+
+
+def _result(
+    setting: Setting, run: RunRecord, ten_crops: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """Return what `result.json` holds."""
+    assert run.validation is not None and setting.checkpoints is not None
+    num_steps = total_steps(setting.config, setting.dataset.num_train)
     return {
         "step": num_steps,
-        "epoch": num_steps * config.batch_size / dataset.num_train,
-        "best_step": checkpoints.best(),
-        "top1_error": run["validation"]["top1_error"],
-        "top5_error": run["validation"]["top5_error"],
+        "epoch": num_steps * setting.config.batch_size / setting.dataset.num_train,
+        "best_step": setting.checkpoints.best(),
+        "top1_error": run.validation["top1_error"],
+        "top5_error": run.validation["top5_error"],
         "ten_crop_top1_error": ten_crops["top1_error"],
         "ten_crop_top5_error": ten_crops["top5_error"],
-        "seconds": writer.seconds(),
-        "skipped_records": dataset.num_damaged,
-        "rewinds": run["rewinds"],
+        "seconds": seconds,
+        "skipped_records": setting.dataset.num_damaged,
+        "rewinds": run.rewinds,
         "device": device(),
         "versions": versions(),
     }
 
 
-def _train(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    layout: parallel.Pmap | parallel.Split,
-    state: TrainState,
-    run: dict[str, Any],
-    evaluation: Any,
-    writer: MetricsWriter,
-    checkpoints: checkpoint.Checkpoints,
-    stop: Stop,
-) -> TrainState:
-    """Take the steps that are left, evaluating and saving in between, and return the last state.
+def compile_programs(setting: Setting, state: TrainState) -> Programs:
+    """Return the programs of a run from `state`, compiled before the first of them is needed.
 
-    `state` is placed and donated. `run`, the JSON of the checkpoint, is kept up to date: its
-    `validation` holds the metrics of the last step, unless `stop` came before its evaluation.
+    So no step waits for a compilation, and none is timed as training.
     """
-    first = int(layout.fetch(state.step))
-    num_steps = total_steps(config, dataset.num_train)
-    if first < num_steps:
-        read = functools.partial(cache.rows, dataset, layout)
-        cached = stop.unless_requested(read) if config.dataset.cache == "device" else {}
-        if cached is None:
-            return state
-        compile_ = functools.partial(compiled_step, config, dataset, layout, state, cached)
-        training: Any = stop.unless_requested(compile_)
-        if training is None:
-            return state
-        taken = batches(config, dataset, layout, first, training.input_shardings[0][1], cached)
-    writer.resume_clock(first)
-    for step in range(first, num_steps + 1):
-        if step > first:
-            state, metrics = training(state, next(taken))
-            writer.train(step, metrics, dataset.num_damaged)
-            checkpoints.check()
-            run["validation"] = None
-
-        evaluated = False
-        period_ends = evaluation_due(config, step, dataset.num_train)
-        if run["validation"] is None and (period_ends or step == num_steps):
-            writer.flush()
-            validation = evaluate(evaluation, state, dataset, eval_batch_size(config), layout, stop)
-            if validation is not None:
-                run["validation"], evaluated = validation, True
-                scale = float(layout.fetch(state.plateau.scale))
-                rate = optim.learning_rate(config, step - 1, scale, dataset.num_train)
-                history = {"learning_rate": float(rate)}
-                # An end in between must not count when a run is made longer.
-                if period_ends and config.schedule == "plateau":
-                    state, plateau = _update_plateau(config, layout, state, validation)
-                    history |= plateau
-                writer.validation(step, validation | history)
-            writer.resume_clock(step)
-
-        stopping = stop.requested  # once: a stop that comes later than this has its save later
-        due = stopping or step % config.checkpoint_every_steps == 0
-        if evaluated or (due and step > first):
-            writer.sync()  # what a checkpoint rests on is on the disk before it
-            run["seconds"] = writer.seconds()
-            checkpoints.save(step, layout.fetch(state), run)
-            writer.resume_clock(step)
-        if stopping:
-            break
-    return state
+    config, dataset = setting.config, setting.dataset
+    leaves = jax.tree.leaves(abstract_state(config).params)
+    print(
+        f"{dataset.num_train:,} training and {dataset.num_val:,} validation images of"
+        f" {len(dataset.class_names)} classes; {sum(math.prod(x.shape) for x in leaves):,}"
+        f" parameters; batches of {config.batch_size} on {parallel.devices()}",
+        file=sys.stderr,
+    )
+    began = time.perf_counter()
+    replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
+    lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
+    train, centre, ten_crop = parallel.compiled(*lowered)
+    print(f"compiled in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    processes.meet()
+    [on_devices] = data.to_devices([cached], train.input_shardings[0][1])
+    return Programs(train, centre, ten_crop, on_devices)
 
 
-def _update_plateau(
-    config: ConfigDict,
-    layout: parallel.Pmap | parallel.Split,
-    state: TrainState,
-    validation: dict[str, float],
-) -> tuple[TrainState, dict[str, float]]:
-    """Return the state with the learning rate's scale after an evaluation, and what it rests on."""
-    error = jnp.float32(validation["top1_error"])
-    before = layout.fetch(state.plateau)
-    _, plateau = optim.plateau(config.plateau).update({}, before, value=error)
-    # After a rewind it may be below min_scale already.
-    plateau = plateau._replace(scale=jnp.minimum(plateau.scale, before.scale))
-    history = {
-        "plateau_best": float(plateau.best_value),
-        "plateau_count": int(plateau.plateau_count),
-        "plateau_scale": float(plateau.scale),
-    }
-    return dataclasses.replace(state, plateau=layout.place(plateau)), history
+def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) -> Any:
+    """Return the training step over all devices, not yet compiled.
+
+    `state` is replicated, `cached` what `cached_rows` returned.
+    """
+    config, dataset, sharding = setting.config, setting.dataset, setting.sharding
+    step = functools.partial(
+        train_step,
+        model=model_lib.from_config(config, sharding.column_axis),
+        config=config,
+        num_train=dataset.num_train,
+    )
+    rows = config.batch_size // jax.process_count()
+    blank = data.blank_batch(dataset, rows, kind="records" if cached else "train")
+    batch = cached | sharding.shard(blank)
+    return sharding.map(step, updates_state=True).lower(state, batch)
 
 
-def batches(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    layout: parallel.Pmap | parallel.Split,
-    first: int,
-    shardings: dict[str, Any],
-    cached: dict[str, Any],
+def cached_rows(setting: Setting) -> dict[str, Any]:
+    """Return this process's rows of the training set for `dataset.cache=device`, else nothing."""
+    if setting.config.dataset.cache != "device":
+        return {}
+    rows = data.device_cache.cached_rows(setting.dataset, setting.sharding.shares)
+    return setting.sharding.shard(rows)
+
+
+def train_batches(
+    setting: Setting, step: Any, cached: dict[str, Any], first: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Yield the batches of the steps after `first`, on the devices, up to the run's last.
 
-    `shardings`, of a batch's arrays, are those of the compiled step: `.input_shardings[0][1]`. What
-    is in `cached`, `cache.rows` or nothing, goes there as well and is part of each batch; the dict
-    is emptied.
+    `step` is compiled, and `cached` is a part of each batch.
     """
+    config, dataset = setting.config, setting.dataset
     read = data.train_records if cached else data.train_batches
     rows = read(
         dataset,
@@ -240,43 +289,7 @@ def batches(
         process_count=jax.process_count(),
     )
     left = itertools.islice(rows, total_steps(config, dataset.num_train) - first)
-    [once] = prefetch.to_devices([cached], shardings)
-    cached.clear()  # the host's copy
-    for batch in prefetch.to_devices(map(layout.shard, left), shardings):
+    shardings = step.input_shardings[0][1]
+    [once] = data.to_devices([cached], shardings)
+    for batch in data.to_devices(map(setting.sharding.shard, left), shardings):
         yield once | batch
-
-
-def compiled_step(
-    config: ConfigDict,
-    dataset: data.Dataset,
-    layout: parallel.Pmap | parallel.Split,
-    state: TrainState,
-    cached: dict[str, Any],
-) -> Any:
-    """Return the training step compiled, (state, batch) -> (state, metrics), with `state` donated.
-
-    Before the first batch, so that it is not timed as training. `state` is placed; `cached` holds
-    `cache.rows` where the training set lies on the devices, else it is empty.
-    """
-    parameters = sum(
-        math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(config).params)
-    )
-    print(
-        f"{dataset.num_train:,} training and {dataset.num_val:,} validation pictures of"
-        f" {len(dataset.class_names)} classes; {parameters:,} parameters;"
-        f" batches of {config.batch_size} on {parallel.devices()}",
-        file=sys.stderr,
-    )
-    began = time.perf_counter()
-    step = functools.partial(
-        train_step,
-        model=model_lib.from_config(config, layout.column_axis),
-        config=config,
-        num_train=dataset.num_train,
-    )
-    rows = config.batch_size // jax.process_count()
-    blank = layout.shard(data.blank_batch(dataset, rows, by_record=bool(cached)))
-    compiled = layout.spread(step, updates_state=True).lower(state, cached | blank).compile()
-    print(f"compiled the training step in {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    processes.meet()
-    return compiled

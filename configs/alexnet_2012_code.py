@@ -4,18 +4,20 @@ Source    the network `layers-145` of the source published by the Computer Histo
           logged errors are those of the paper. Where it differs from the paper's text, which
           configs/alexnet.py follows: crops of 224 whose last windows overhang, normalisation of
           conv1 before its ReLU and with alpha / n, a spatial norm after conv2's, pooling of conv5
-          before its ReLU, N(0, .03) for conv3 to conv5, rates and decay of the biases, a schedule
-          by epochs, colour by standard deviations, one mean for all crops.
+          before its ReLU, N(0, .03) for conv3 to conv5, biases with a rate of .02 from first to
+          last and no decay, a schedule of the weights by epochs, colour by standard deviations,
+          one mean for all crops.
 Data      imagenet2012: 256 px squares.
 Hardware  as configs/alexnet.py; with `--config.parallel=split` each pair of devices divides the
           network as the authors' two GPUs did.
-Cost      60,965,224 parameters, 0.72 G multiply-adds an image forward; 90 epochs (five to six days
+Cost      60,965,224 parameters, 0.72 G multiply-adds per image forward; 90 epochs (five to six days
           on two GTX 580 in 2012).
 Error     40.664 % top-1, 18.210 % top-5 on ILSVRC-2012's validation set, ten crops, as logged by
-          the authors. Not yet reproduced here.
+          the authors. Not run on ImageNet yet.
 
 `augment.shared_by` repeats an artefact of theirs; 1 is better practice.
-The schedule of the biases' rates is not known: here it is the weights', times two.
+The biases' rate is read off the end state in `layers/layer-params-145.cfg`: .02 beside the weights'
+1e-5 in every layer but conv1, where both are 0.
 """
 
 from ml_collections import ConfigDict
@@ -30,11 +32,11 @@ def get_config() -> ConfigDict:
     config.weight_decays = (("*/bias", 0.0),)
     config.schedule = "epochs"
     config.milestones = (
-        (25, "*", 0.1),
-        (51, "*", 0.1),
-        (67, "conv1/*", 0.1),
+        (25, "*/kernel", 0.1),
+        (51, "*/kernel", 0.1),
+        (67, "conv1/kernel", 0.1),
         (72, "conv1/*", 0.0),  # frozen: neither decay nor momentum moves it
-        (79, "*", 0.1),
+        (79, "*/kernel", 0.1),
     )
 
     config.model.groups = 2

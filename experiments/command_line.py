@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
+from alexnet_jax.command_line import read_config as parsed
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import FIELDS, bad_value, unknown_field
-from alexnet_jax.signals import as_interrupts
+from alexnet_jax.fields import FIELDS, bad_value
+from alexnet_jax.host import as_interrupts
 
-ANY_RECIPE = pathlib.Path(__file__).resolve().parents[1] / "configs/alexnet.py"  # types are alike
+ANY_RECIPE = "alexnet"  # types are alike
 
 
 def path(text: str) -> pathlib.Path:
@@ -101,48 +101,6 @@ def read_config(arguments: list[str]) -> ConfigDict:
     config = parsed(arguments)
     config_lib.validate(config)
     return config
-
-
-def parsed(arguments: list[str]) -> ConfigDict:
-    """Return the same where it need not be valid: fields exist and values are of their type.
-
-    Raises InputError where that is not so, or where the recipe cannot be loaded.
-    """
-    recipe, *overrides = arguments
-    for override in overrides:
-        if field(override) not in FIELDS:
-            raise unknown_field(field(override))
-    if not pathlib.Path(recipe.removeprefix("--config=")).is_file():
-        raise InputError(f"{recipe} is no file; the recipes are in configs/")
-    try:
-        config = _by_flags(arguments)
-    except (Exception, SystemExit) as error:  # whatever the flags or the recipe's code say
-        raise _explained(recipe, overrides, error) from None
-    if not isinstance(config, ConfigDict):
-        raise InputError(f"{recipe}: its get_config() returns no ConfigDict")
-    return config
-
-
-def _explained(recipe: str, overrides: list[str], error: BaseException) -> InputError:
-    """Return the error that names the override which is wrong, or the recipe where none is."""
-    for part in ([], *([override] for override in overrides)):
-        try:
-            _by_flags([recipe, *part])
-        except (Exception, SystemExit) as of_part:
-            if part:
-                return bad_value(field(part[0]), part[0].partition("=")[2])
-            error = of_part
-            break
-    last = str(error).strip().rpartition("\n")[2]
-    return InputError(f"{recipe} cannot be loaded: {type(error).__name__}: {last}")
-
-
-def _by_flags(arguments: list[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    argv = ["run.py", *arguments]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values["config"].value
 
 
 def value(name: str, text: str) -> Any:

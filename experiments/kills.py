@@ -29,9 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from alexnet_jax import checkpoint
-from alexnet_jax.events import scalars
-from alexnet_jax.version import versions
+from alexnet_jax.rundir import checkpoint, scalars, versions
 
 IN_SAVES = 5  # each so manieth kill
 

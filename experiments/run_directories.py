@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.workdir import RESULT
+from alexnet_jax.rundir import RESULT
 
 
 def named(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:

@@ -11,12 +11,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax import data
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import expanded
-from alexnet_jax.prepare import check_classes
-from alexnet_jax.sources import open_source
+from alexnet_jax.prepare import check_classes, open_source
+from alexnet_jax.rundir import checkpoint
 
 
 def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
@@ -33,10 +33,12 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
         return
     with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
         with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
-            identity = checkpoints.restore_run(checkpoints.latest() or 0)["data"]
+            identity = checkpoints.restore_record(checkpoints.latest() or 0).data
         prepared = expanded("dataset.data_dir", dataset.data_dir) / "alexnet_jax"
-        (statistics,) = prepared.glob(f"*-{identity}/statistics.json")
-        if json.loads(statistics.read_text())["made_from"]["source"] == fingerprint(here):
+        (path,) = prepared.glob(f"*-{identity.partition('-')[0]}/statistics.json")
+        statistics = json.loads(path.read_text())
+        same_set = data.same_set(identity, data.identity(path.parent, statistics))
+        if same_set and statistics["made_from"]["source"] == fingerprint(here):
             return
     raise InputError(
         f"{directory} was trained on the pictures in {was}, and those in {dataset.path} are not"

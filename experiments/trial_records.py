@@ -15,10 +15,11 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.version import versions
-from alexnet_jax.whole import whole_files
-from experiments import command_line, metrics, past_runs
+from alexnet_jax.host import whole_files
+from alexnet_jax.rundir import versions
+from experiments import command_line
 from experiments.command_line import field
+from experiments.reports import metrics, past_runs
 from experiments.trials import SESSIONS, Trial, command, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.

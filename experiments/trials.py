@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.epochs import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
-from alexnet_jax.version import versions
-from alexnet_jax.workdir import check, finished_result, locked
+from alexnet_jax.optim import total_steps
+from alexnet_jax.rundir import check, finished_result, locked, versions
 from experiments import run_process
 from experiments.command_line import field, read_config, without_places
 from experiments.same_pictures import refuse_other_pictures, refuse_without_pictures
@@ -154,7 +153,7 @@ def _note_session(trial: Trial, directory: pathlib.Path) -> None:
 @functools.cache
 def device() -> str:
     """Return the devices that a run gets, asked of a process of its own, which lets go of them."""
-    code = "from alexnet_jax.version import device; print(device())"
+    code = "from alexnet_jax.rundir.version import device; print(device())"
     asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     return asked.stdout.strip() or "unknown"
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import io
-import sys
 
-from absl import flags
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-import run
+from alexnet_jax import command_line
 from alexnet_jax.fields import FIELDS
 
 _NUMBERS = (float("nan"), float("inf"), -float("inf"), -0.0, 1e308, 1e-308, 1e39, 1e9, 0.5, 2.0)
@@ -87,19 +85,7 @@ def typo(draw: st.DrawFn, word: str) -> str:
 
 def command(*arguments: str) -> tuple[int, str, str]:
     """Return exit code, stdout and stderr of `python run.py` with `arguments`, in this process."""
-    argv = ["run.py", *arguments]
-    before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = argv  # where config_flags looks for overrides
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run.main(argv)
-    finally:
-        sys.argv = before
-        for name in list(flags.FLAGS):
-            if name.startswith("config."):  # an override, which has become a flag
-                delattr(flags.FLAGS, name)
-            else:
-                flags.FLAGS[name].unparse()
-        flags.FLAGS.unparse_flags()
-        sys.modules.pop("config_config", None)  # the recipe; the next one would run in it
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command_line.main(["run.py", *arguments])
     return code, out.getvalue(), err.getvalue()

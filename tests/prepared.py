@@ -30,14 +30,16 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def make_folder(root, classes=("cat", "dog"), train=3, val=2, size=8, held_out="val"):
-    """A folder data set of PNG noise; returns its root."""
+def make_folder(
+    root, classes=("cat", "dog"), train=3, val=2, size=8, held_out="val", extension=".png"
+):
+    """A folder data set of noise; returns its root."""
     for split, number in (("train", train), (held_out, val)):
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for i in range(number):
                 pixels = noise(size, size, 3, seed=[len(split), label, i])
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+                Image.fromarray(pixels).save(root / split / name / f"{i}{extension}")
     return root
 
 

@@ -1,11 +1,13 @@
 """Runs of the command line in processes of their own, small enough for two cores."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -91,6 +93,22 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
     process = start(*arguments, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise AssertionError, in the main thread, where what is done takes longer."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def metrics(workdir: pathlib.Path, split: str = "train") -> list[dict]:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import InputError, checkpoint, data, parallel
+from alexnet_jax import InputError, data, parallel
 from alexnet_jax import model as model_lib
+from alexnet_jax.augment import statistics_of
+from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet
@@ -31,14 +33,17 @@ def _after_a_step(config, digits, monkeypatch, devices, accumulate_steps):
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:devices])
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    layout = parallel.layout(config)
+    sharding = parallel.sharding(config)
     batch = next(data.train_batches(digits, seed=0, batch_size=config.batch_size))
-    model = model_lib.from_config(config, layout.column_axis)
+    model = model_lib.from_config(config, sharding.column_axis)
     step = functools.partial(train_step, model=model, config=config, num_train=1438)
-    spread = layout.spread(step, updates_state=True)
-    state, metrics = spread(layout.place(initial_state(config, digits)), layout.shard(batch))
+    spread = sharding.map(step, updates_state=True)
+    state, metrics = spread(
+        sharding.replicate(initial_state(config, statistics_of(digits, config.augment))),
+        sharding.shard(batch),
+    )
     values = {name: one_value(value) for name, value in metrics.items()}
-    return layout.fetch(state).opt_state.trace, values
+    return sharding.unreplicate(state).opt_state.trace, values
 
 
 def test_gradient_and_metrics_are_those_of_the_whole_batch(gradients, digits, monkeypatch):
@@ -56,9 +61,9 @@ def test_a_run_may_change_the_number_of_parts_when_it_is_continued(config, tmp_p
     config.num_steps = 4
     train_and_evaluate(config, tmp_path / "straight")
     changes = ((2, 3, "none", "split"), (4, 2, "device", "pmap"))
-    for steps, parts, cache, layout in changes:
+    for steps, parts, cache, sharding in changes:
         config.num_steps, config.accumulate_steps = steps, parts
-        config.dataset.cache, config.parallel = cache, layout
+        config.dataset.cache, config.parallel = cache, sharding
         train_and_evaluate(config, tmp_path / "changed")
     states = [checkpoint.load(tmp_path / n, "latest")[1] for n in ("changed", "straight")]
     agree(states[0].params, states[1].params, rtol=1e-4, what="parameters ")
@@ -80,7 +85,7 @@ def test_the_step_needs_less_memory(monkeypatch):
     temporaries = []
     for config.accumulate_steps in (1, 8):
         step = functools.partial(train_step, model=model, config=config, num_train=1438)
-        spread = parallel.Pmap().spread(step, updates_state=True)
+        spread = parallel.Pmap().map(step, updates_state=True)
         counted = spread.lower(state, batch).compile().memory_analysis()
         temporaries.append(counted.temp_size_in_bytes)
     whole, parts = temporaries
@@ -92,6 +97,6 @@ def test_the_step_needs_less_memory(monkeypatch):
 def test_parts_that_do_not_divide_a_share_are_refused(config):
     config.batch_size, config.accumulate_steps = 48, 4
     with pytest.raises(InputError, match=r"accumulate_steps=4 .* the 6 rows .* 1, 2, 3, 6$"):
-        parallel.layout(config)  # eight devices
+        parallel.sharding(config)  # eight devices
     config.parallel = "split"
-    parallel.layout(config)  # four pairs
+    parallel.sharding(config)  # four pairs

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import augment
 from tests.agreement import agree
@@ -23,31 +24,17 @@ DEVIATIONS = np.array([19.72, 37.09, 121.78])
 COLOUR_STD = 0.1
 
 
-def _crops(
-    pictures=PICTURES,
-    ids=IDS,
-    key=0,
-    colour=None,
-    flip=True,
-    colour_std=0.0,
-    crop=CROP,
-    mean=MEAN,
-    **options,
-):
+def _fields(**changed):
+    """Return a `config.augment` of crops alone, but for what is `changed`."""
+    fields = {"crop": CROP, "flip": True, "shared_by": 1, "mean_crop": "same", "test_crops": "ten"}
+    return ConfigDict(fields | {"colour_std": 0.0, "colour_rule": "paper"} | changed)
+
+
+def _crops(pictures=PICTURES, ids=IDS, key=0, colour=None, mean=MEAN, **changed):
     colour = jnp.zeros((3, 3)) if colour is None else colour
-    return np.asarray(
-        augment.random_crops(
-            jax.random.key(key),
-            ids,
-            pictures,
-            mean,
-            colour,
-            crop=crop,
-            flip=flip,
-            colour_std=colour_std,
-            **options,
-        )
-    )
+    statistics = augment.Statistics(mean, colour)
+    key = jax.random.key(key)
+    return np.asarray(augment.random_crops(key, ids, pictures, statistics, _fields(**changed)))
 
 
 def _place(picture, crop):
@@ -165,24 +152,18 @@ def test_the_released_code_divides_the_shifted_picture():
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_a_traced_deviation_of_zero_neither_shifts_nor_divides(rule):
-    def crops(colour_std):
-        return augment.random_crops(
-            jax.random.key(0),
-            IDS,
-            PICTURES,
-            MEAN,
-            50 * jnp.eye(3),
-            crop=SIZE,
-            flip=False,
-            colour_std=colour_std,
-            colour_rule=rule,
-        )
+def test_colours_that_are_switched_off_are_neither_shifted_nor_divided(rule):
+    fields = _fields(crop=SIZE, flip=False, colour_std=COLOUR_STD, colour_rule=rule)
+    statistics = augment.Statistics(MEAN, 50 * jnp.eye(3))
+
+    def crops(colour_on):
+        key = jax.random.key(0)
+        return augment.random_crops(key, IDS, PICTURES, statistics, fields, colour_on)
 
     crops = jax.jit(crops)
     centred = PICTURES.astype(np.float32) - MEAN
-    np.testing.assert_array_equal(crops(0.0), centred)
-    assert np.abs(crops(COLOUR_STD) - centred).max() > 1
+    np.testing.assert_array_equal(crops(False), centred)
+    assert np.abs(crops(True) - centred).max() > 1
 
 
 def test_a_traced_deviation_shifts_as_the_number_does():
@@ -257,19 +238,19 @@ def test_shifts_of_other_examples_and_steps_are_independent(rule):
 
 def test_the_centre_crop_is_the_centre():
     centred = PICTURES.astype(np.float32) - MEAN
-    crop = augment.centre_crop(PICTURES, MEAN, crop=CROP)
+    crop = augment.centre_crop(PICTURES, MEAN, CROP)
     np.testing.assert_array_equal(crop, centred[:, 2:10, 2:10])
 
 
 def test_ten_crops_are_corners_centre_and_their_reflections():
     centred = PICTURES.astype(np.float32) - MEAN
-    crops = np.asarray(augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=True))
+    crops = np.asarray(augment.evaluation_crops(PICTURES, MEAN, _fields()))
     corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     for i, (y, x) in enumerate(corners):
         window = centred[:, y : y + CROP, x : x + CROP]
         np.testing.assert_array_equal(crops[i], window)
         np.testing.assert_array_equal(crops[i + 5], window[:, :, ::-1])
-    unreflected = augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=False)
+    unreflected = augment.evaluation_crops(PICTURES, MEAN, _fields(flip=False))
     np.testing.assert_array_equal(unreflected, crops[:5])
 
 
@@ -284,15 +265,13 @@ def _windows(pictures, number):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_nine_crops_are_a_grid_without_reflections(flip):
-    crops = augment.evaluation_crops(PICTURES, MEAN, crop=CROP, flip=flip, number="nine")
+    crops = augment.evaluation_crops(PICTURES, MEAN, _fields(flip=flip, test_crops="nine"))
     np.testing.assert_array_equal(crops, _windows(PICTURES.astype(np.float32) - MEAN, "nine"))
 
 
 @pytest.mark.parametrize("number", ["nine", "ten"])
 def test_all_test_crops_lose_the_centre_of_the_mean_as_it_is(number):
-    crops = augment.evaluation_crops(
-        PICTURES, MEAN, crop=CROP, flip=True, mean_crop="centre", number=number
-    )
+    crops = augment.evaluation_crops(PICTURES, MEAN, _fields(mean_crop="centre", test_crops=number))
     np.testing.assert_array_equal(crops, _windows(PICTURES, number) - MEAN[2:10, 2:10])
 
 
@@ -303,8 +282,8 @@ def test_a_crop_of_the_full_size_is_the_picture():
 
 @pytest.mark.parametrize("odd", [7, 9])
 def test_odd_margins_crop_within_the_picture(odd):
-    assert augment.centre_crop(PICTURES, MEAN, crop=odd).shape == (64, odd, odd, 3)
-    assert augment.evaluation_crops(PICTURES, MEAN, crop=odd, flip=True).shape == (
+    assert augment.centre_crop(PICTURES, MEAN, odd).shape == (64, odd, odd, 3)
+    assert augment.evaluation_crops(PICTURES, MEAN, _fields(crop=odd)).shape == (
         10,
         64,
         odd,

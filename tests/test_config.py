@@ -4,13 +4,18 @@ import importlib
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
+from alexnet_jax import command_line
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.fields import FIELDS
 from alexnet_jax.prepare import prepare
+from alexnet_jax.rundir import resume
 from configs import alexnet, alexnet_two_device
+from tests.runs import within
 
 RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
 
@@ -207,6 +212,17 @@ def test_a_run_is_continued_only_with_its_own_config(tmp_path):
         config_lib.refuse_changes(old, new, tmp_path)
 
 
+def test_a_pipe_in_the_place_of_a_runs_files_is_refused_without_waiting(tmp_path):
+    for name in ("config.json", "rewinds.json", "result.json"):
+        os.mkfifo(tmp_path / name)
+    with within(5):
+        with pytest.raises(InputError, match=r"config\.json cannot be read \(not a regular file\)"):
+            config_lib.load(tmp_path / "config.json")
+        with pytest.raises(InputError, match=r"rewinds\.json .*not a regular file"):
+            resume.rewinds(tmp_path)
+        assert resume.finished_result(tmp_path, 1) is None
+
+
 def test_json_is_written_whole(tmp_path):
     path = tmp_path / "result.json"
     config_lib.write_json({"step": 1}, path)
@@ -223,3 +239,11 @@ def test_json_is_on_the_disk_before_it_has_its_name_and_its_name_is_before_anyth
     monkeypatch.setattr(pathlib.Path, "replace", lambda *to: done.append("named") or replace(*to))
     config_lib.write_json(2, path)
     assert done == [path.stat().st_ino, "named", tmp_path.stat().st_ino]
+
+
+def test_every_field_has_a_meaning_and_help_shows_it(capsys):
+    assert command_line.main(["run.py", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, field in FIELDS.items():
+        assert field.meaning, name
+        assert re.search(rf"^  {re.escape(name)} +{re.escape(field.meaning)}$", shown, re.M), name

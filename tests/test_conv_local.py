@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.conv_local import ConvLocal
+from alexnet_jax.conv import ConvLocal
 from tests.agreement import agree
 
 # height, width, kernel rows and columns, stride, padding

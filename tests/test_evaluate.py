@@ -1,45 +1,59 @@
 """A stop while an evaluation is under way; what it computes is in test_train.py."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from alexnet_jax.evaluate import evaluate
+from alexnet_jax.setting import Setting
 
-BATCH = 120  # three of the 359 pictures
+BATCH = 120  # three of the 359 images
 
 
 class StopAt:
-    """A stop that is requested when `number` of the things that may be left alone are done."""
+    """A stop that is requested when `number` polls have been answered with no."""
 
     def __init__(self, number):
         self.left = number
 
-    def unless_requested(self, function):
-        if not self.left:
-            return None
+    @property
+    def requested(self):
         self.left -= 1
-        return function()
+        return self.left < 0
 
 
-class Whole:
-    """A layout of batches as they are."""
+class OneDevice:
+    """A sharding of batches as they are."""
 
     def shard(self, batch):
         return batch
 
 
-def _step(state, batch):
-    kept = jnp.asarray(batch["mask"], jnp.float32)
-    right = jnp.asarray(batch["label"] == state) * kept
-    return {"count": kept.sum(), "top1_error": (kept - right).sum()}
+class Step:
+    """Judges that every image is of the class `state`."""
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    input_shardings = ((None, dict.fromkeys(("image", "label", "mask"), here)),)
+
+    def __call__(self, state, batch):
+        kept = jnp.asarray(batch["mask"], jnp.float32)
+        right = jnp.asarray(batch["label"] == state) * kept
+        return {"count": kept.sum(), "top1_error": (kept - right).sum()}
+
+
+@pytest.fixture
+def setting(config, digits):
+    """Return a function that returns the setting of an evaluation with a stop at some poll."""
+    config.batch_size = BATCH
+    return lambda number: Setting(config, digits, OneDevice(), StopAt(number))
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_stop_is_heard_before_each_batch_and_while_the_last_one_is_waited_for(digits, number):
-    assert evaluate(_step, 3, digits, BATCH, Whole(), StopAt(number)) is None
+def test_a_stop_is_heard_before_each_batch_and_before_the_last_one_is_waited_for(setting, number):
+    assert evaluate(Step(), 3, setting(number)) is None
 
 
-def test_without_one_every_batch_counts_once(digits):
-    found = evaluate(_step, 3, digits, BATCH, Whole(), StopAt(4))
+def test_without_one_every_batch_counts_once(setting, digits):
+    found = evaluate(Step(), 3, setting(4))
     labels = [digits.records["val"].read(i, digits.mean_image.astype("uint8")) for i in range(359)]
     assert found["top1_error"] == pytest.approx(1 - labels.count(3) / 359)

@@ -35,14 +35,14 @@ def _base(name):
 
 def _trace(config):
     """Trace a training step and both evaluations over the devices; nothing is computed."""
-    layout = parallel.layout(config)
-    rows, size = config.batch_size // layout.shares, config.dataset.image_size
+    sharding = parallel.sharding(config)
+    rows, size = config.batch_size // sharding.shares, config.dataset.image_size
     state = abstract_state(config)
     shape = (config.batch_size,)
-    if isinstance(layout, parallel.Pmap):
-        shape = (layout.shares, rows)
+    if isinstance(sharding, parallel.Pmap):
+        shape = (sharding.shares, rows)
         state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((layout.shares, *leaf.shape), leaf.dtype), state
+            lambda leaf: jax.ShapeDtypeStruct((sharding.shares, *leaf.shape), leaf.dtype), state
         )
     batch = {
         "image": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
@@ -50,15 +50,15 @@ def _trace(config):
     }
     step = functools.partial(
         train.train_step,
-        model=model_lib.from_config(config, layout.column_axis),
+        model=model_lib.from_config(config, sharding.column_axis),
         config=config,
         num_train=1000,
     )
-    after, metrics = jax.eval_shape(layout.spread(step, updates_state=True), state, batch)
+    after, metrics = jax.eval_shape(sharding.map(step, updates_state=True), state, batch)
     assert jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
     assert "loss" in metrics
     batch["mask"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
-    for evaluation in eval_steps(config, layout):
+    for evaluation in eval_steps(config, sharding):
         jax.eval_shape(evaluation, state, batch)
 
 
@@ -184,8 +184,8 @@ def test_a_typo_suggests_the_nearest_name(data):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir=a\0b"], r"--workdir=a\\x00b is no path"),
-        (["--workdir=/tmp/\udcff"], r"--workdir=/tmp/\\udcff is no path"),
+        (["--workdir=a\0b"], r"--workdir=a\\x00b is not the path of a directory"),
+        (["--workdir=/tmp/\udcff"], r"--workdir=/tmp/\\udcff is not the path of a directory"),
         (["--workdir=~nobody-here/run"], "--workdir=~nobody-here/run: there is no such home"),
         (["--workdir=gs:run"], "--workdir=gs:run: give a directory of this machine, not a URL"),
         (
@@ -200,8 +200,8 @@ def test_a_typo_suggests_the_nearest_name(data):
         (["--config.dataset.name=folder"], "needs --config.dataset.path=FOLDER"),
         (["--config.batch_size=2147483640"], "config.batch_size=.* MB are free"),
         (["--config.model.hidden=(65536,65536)"], "fc7 has 4,294,967,296 weights"),
-        (["--config=configs/alexnet.py\n"], r"alexnet.py\\n is no file; did you mean"),
-        (["--config=/dev/zero"], "/dev/zero is no file"),
+        (["--config=configs/alexnet.py\n"], r"alexnet.py\\n does not exist; did you mean"),
+        (["--config=/dev/zero"], "/dev/zero is not a file"),
         (["--config"], "Missing value for flag --config"),
         (["--confg.seed=1"], "no flag --confg.seed; did you mean 'config'"),
         (["--config.dataset.name=imagnet2012"], "imagenet2012"),

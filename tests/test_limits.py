@@ -5,8 +5,10 @@ import os
 
 import pytest
 
-from alexnet_jax import InputError, data, errors, pictures, prepare, records
-from alexnet_jax.whole import whole_files
+from alexnet_jax import InputError, data, errors, prepare
+from alexnet_jax.data import batches, records
+from alexnet_jax.host import whole_files
+from alexnet_jax.prepare import images
 from tests import prepared
 
 TOO_MANY = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -37,17 +39,17 @@ def test_records_are_not_called_damaged(tmp_path, monkeypatch, on_error):
 
 
 def test_a_data_set_is_not_to_be_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.json, "loads", _fails(TOO_MANY))
+    monkeypatch.setattr(batches.json, "loads", _fails(TOO_MANY))
     (tmp_path / "statistics.json").write_text("{}")
     with pytest.raises(InputError, match=f"cannot be read .*Too many open files.*: {REMEDY}$"):
         data.open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_picture_is_not_left_out_and_no_room_is_to_be_made(
+def test_an_image_is_not_left_out_and_no_room_is_to_be_made(
     folder, tmp_path, monkeypatch, on_error
 ):
-    monkeypatch.setattr(pictures.Image, "open", _fails(TOO_MANY))
+    monkeypatch.setattr(images.Image, "open", _fails(TOO_MANY))
     config = prepared.config(tmp_path / "data", path=folder, on_error=on_error)
     with pytest.raises(InputError, match=f"cannot write .*Too many open files.: {REMEDY}$"):
         prepare.prepare(config)

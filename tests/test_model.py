@@ -1,6 +1,7 @@
 """The network: shapes, counts, columns, initial values, dropout that follows the example."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import pytest
 
 from alexnet_jax import AlexNet
 from alexnet_jax import model as model_lib
-from alexnet_jax.summary import summary
+from alexnet_jax.inspect import summary
+from alexnet_jax.layers import walk
 from configs import alexnet, alexnet_2012_code, alexnet_two_device
+from tests.runs import ROOT
 
+RECIPES = [path.stem for path in sorted((ROOT / "configs").glob("[!_]*.py"))]
 SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}
 
 
@@ -80,6 +84,34 @@ def test_shapes_are_the_published_ones():
 )
 def test_the_summary_shows_the_published_totals(recipe, totals):
     assert summary(recipe.get_config()).splitlines()[-1].split() == ["total", *totals]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_walk_over_the_layers_is_the_network(recipe):
+    """Outputs and kernels, against the shapes that Flax traces."""
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    crop = config.augment.crop
+    variables = jax.eval_shape(
+        lambda: model_lib.from_config(config).init(
+            jax.random.key(0),
+            jnp.zeros((1, crop, crop, 3)),
+            capture_intermediates=True,
+            mutable=["params", "intermediates"],
+        )
+    )
+    parts = walk(config.model, crop)
+    found = {part.name: part for part in parts}
+    assert len(found) == len(parts)
+    for name, captured in variables["intermediates"].items():
+        if name != "__call__":
+            output = captured["__call__"][0] if "__call__" in captured else captured[0]
+            assert found.pop(name).output == output.shape[1:], name
+    assert not found
+    for part in parts:
+        if part.kernel:
+            of_layer = variables["params"][part.name]
+            assert part.kernel == of_layer["kernel"].shape
+            assert part.parameters == sum(leaf.size for leaf in of_layer.values())
 
 
 def test_initial_values_are_the_published_ones():

@@ -6,11 +6,12 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import checkpoint
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError, NotFinite
+from alexnet_jax.rundir import RunRecord, checkpoint, rewinds
+from alexnet_jax.rundir.resume import begin, note_rewinds
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
-from alexnet_jax.workdir import begin, note_rewinds, rewinds
 from tests import runs
 
 
@@ -38,13 +39,13 @@ def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(con
 
 
 def test_parameters_that_are_not_finite_are_never_saved(config, digits, tmp_path):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"validation": None})
+        checkpoints.save(1, state, RunRecord())
         kernel = state.params["conv2"]["kernel"].at[0, 0, 0, 0].set(jnp.inf)
         params = state.params | {"conv2": state.params["conv2"] | {"kernel": kernel}}
         with pytest.raises(NotFinite, match="step 2: params/conv2/kernel is not finite"):
-            checkpoints.save(2, dataclasses.replace(state, params=params), {"validation": None})
+            checkpoints.save(2, dataclasses.replace(state, params=params), RunRecord())
         assert checkpoints.latest() == 1
 
 
@@ -57,13 +58,13 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     assert result["rewinds"] == 1
     said = capsys.readouterr().err
     assert "; rewind 1 of 3\n" in said
-    assert "rewound: on from the start, learning rate divided by 1e+09\n" in said
+    assert "rewound: from the start, learning rate divided by 1e+09\n" in said
     good, rewound = (runs.metrics(tmp_path / name) for name in ("good", "rewound"))
     assert [line["step"] for line in rewound] == list(range(1, 7))
     assert [x["loss"] for x in rewound] == pytest.approx([x["loss"] for x in good], rel=1e-4)
     assert [x["learning_rate"] for x in rewound] == pytest.approx([0.01] * 6, rel=1e-5)
     # What the run did is known to its checkpoint, and to the same command afterwards.
-    assert checkpoint.load(tmp_path / "rewound")[2]["rewinds"] == 1
+    assert checkpoint.load(tmp_path / "rewound")[2].rewinds == 1
     (tmp_path / "rewound" / "result.json").unlink()
     assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
 
@@ -84,7 +85,7 @@ def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, cap
     which = f"step {aside}, which led to it, is now in diverged_checkpoints"
     for rewind, divisor in ((1, "1e+09"), (2, "1e+18")):
         assert f"rewind {rewind} of 3; {which}\n" in said
-        assert f"rewound: on from step {good}, learning rate divided by {divisor}\n" in said
+        assert f"rewound: from step {good}, learning rate divided by {divisor}\n" in said
     lines = runs.metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     rates = [line["learning_rate"] for line in lines]
@@ -104,8 +105,8 @@ def test_a_rewind_that_is_cut_off_is_known_to_the_next_start(config, digits, tmp
         state, run = begin(config, tmp_path, digits, checkpoints, rewinds(tmp_path))
     assert int(state.step) == 0
     assert float(state.plateau.scale) == 1 / 16
-    assert run["rewinds"] == 2
-    assert capsys.readouterr().err == "rewound: on from the start, learning rate divided by 16\n"
+    assert run.rewinds == 2
+    assert capsys.readouterr().err == "rewound: from the start, learning rate divided by 16\n"
     (tmp_path / "rewinds.json").write_text("two")
     with pytest.raises(InputError, match="rewinds.json is not the number of rewinds .*correct it"):
         train_and_evaluate(config, tmp_path)
@@ -115,14 +116,14 @@ def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits
     config.rewind_divisor = 4.0
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         state, run = begin(config, tmp_path, digits, checkpoints, rewinds=1)
-        assert (float(state.plateau.scale), run["rewinds"]) == (0.25, 1)
+        assert (float(state.plateau.scale), run.rewinds) == (0.25, 1)
         checkpoints.save(3, dataclasses.replace(state, step=jnp.int32(3)), run)
         checkpoints.wait()
         for rewinds, scale in ((0, 0.25), (1, 0.25), (2, 1 / 16), (3, 1 / 64)):
             state, run = begin(config, tmp_path, digits, checkpoints, rewinds)
             assert int(state.step) == 3
             assert float(state.plateau.scale) == scale
-            assert run["rewinds"] == max(rewinds, 1)
+            assert run.rewinds == max(rewinds, 1)
 
 
 def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """The network divided between the devices of a pair is the two-column network of one device."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import InputError, checkpoint, data, parallel, predict, restore
+from alexnet_jax import InputError, data, parallel, predict, restore
 from alexnet_jax import model as model_lib
+from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.rundir import checkpoint
 from alexnet_jax.state import abstract_state, initial_state
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_two_device
@@ -27,6 +30,9 @@ CASES = [  # devices, layers that cross, whether of all eight
 ]
 
 
+STEPS = 5
+
+
 @pytest.fixture
 def two_columns(config):
     """Return a config of two columns in which normalisation matters."""
@@ -40,53 +46,72 @@ def _step(config, column_axis=None):
     return functools.partial(train_step, model=model, config=config, num_train=1438)
 
 
-def _on_one_device(config, state, batch):
-    """Return state and metrics after a step of the grouped network, on one device."""
+def _on_one_device(config):
+    """Return the step of the grouped network on one device, (state, batch) -> (state, metrics)."""
     step = jax.jit(jax.vmap(_step(config), axis_name=parallel.DATA))
-    one = jax.tree.map(lambda leaf: leaf[None], (state, batch))
-    return jax.tree.map(lambda leaf: leaf[0], step(*one))
+
+    def of_one(state, batch):
+        one = jax.tree.map(lambda leaf: leaf[None], (state, batch))
+        return jax.tree.map(lambda leaf: leaf[0], step(*one))
+
+    return of_one
 
 
 @pytest.mark.parametrize(("number", "crossing", "whole"), CASES)
 def test_gradients_of_split_and_grouped_are_equal(
     two_columns, digits, monkeypatch, number, crossing, whole
 ):
-    """With momentum 0 and no decay the velocity after a step is the gradient, dropout included."""
+    """In each of STEPS steps of a run, from the same state, dropout included.
+
+    With momentum 0 and no decay the velocity after a step is the gradient, times the rate. The loss
+    agrees always; the gradient may differ once, where a ReLU's input or the difference of two
+    candidates of a pool is as small as the rounding: in about one step in a hundred.
+    """
     config = two_columns
     if whole:
         runs.all_layers(config.model)
     config.model.cross_layers = crossing
-    config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 1.0
-    batch = next(data.train_batches(digits, seed=0, batch_size=16))
-    state = initial_state(config, digits)
-    wanted, wanted_metrics = _on_one_device(config, state, batch)
-
+    config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 0.1
+    batches = data.train_batches(digits, seed=0, batch_size=16)
+    state = initial_state(config, statistics_of(digits, config.augment))
+    grouped = _on_one_device(config)
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:number])
     monkeypatch.setattr(jax, "device_count", lambda: number)
-    layout = parallel.Split()
-    step = layout.spread(_step(config, layout.column_axis), updates_state=True)
-    got, metrics = step(layout.place(state), layout.shard(batch))
-    agree(metrics, wanted_metrics, rtol=1e-5, what="metrics ")
-    agree(got.opt_state.trace, wanted.opt_state.trace, rtol=1e-5, what="gradient ")
-    agree(got.params, wanted.params, rtol=1e-5, what="parameters ")
+    sharding = parallel.Split()
+    split = sharding.map(_step(config, sharding.column_axis), updates_state=True)
+    differs = []
+    for step, batch in enumerate(itertools.islice(batches, STEPS)):
+        wanted, wanted_metrics = grouped(state, batch)
+        got, metrics = split(sharding.replicate(state), sharding.shard(batch))
+        agree(metrics["loss"], wanted_metrics["loss"], rtol=1e-6, what="loss")
+        try:
+            agree(metrics, wanted_metrics, rtol=1e-5, what="metrics ")
+            agree(got.opt_state.trace, wanted.opt_state.trace, rtol=1e-5, what="gradient ")
+            agree(got.params, wanted.params, rtol=1e-5, what="parameters ")
+        except AssertionError as error:
+            differs.append((step, error))
+        state = wanted
+    assert len(differs) <= 1, differs
     for leaf in jax.tree.leaves((got.params, got.opt_state)):
         shards = {shard.data.shape for shard in leaf.addressable_shards}
         assert shards == {(*leaf.shape[:-1], leaf.shape[-1] // 2)}
 
 
 def test_logits_of_split_and_grouped_are_equal(two_columns, digits):
-    state = initial_state(two_columns, digits)
+    state = initial_state(two_columns, statistics_of(digits, two_columns.augment))
     images = next(data.train_batches(digits, seed=0, batch_size=16))["image"][:, :67, :67] - 100.0
     grouped = model_lib.from_config(two_columns)
-    layout = parallel.Split()
-    column = model_lib.from_config(two_columns, layout.column_axis)
+    sharding = parallel.Split()
+    column = model_lib.from_config(two_columns, sharding.column_axis)
 
     def logits(state, images):
         return jax.lax.all_gather(
             column.apply({"params": state.params}, images), parallel.DATA, tiled=True
         )
 
-    got = layout.spread(logits)(layout.place(state), layout.shard({"image": images})["image"])
+    got = sharding.map(logits)(
+        sharding.replicate(state), sharding.shard({"image": images})["image"]
+    )
     wanted = jax.jit(grouped.apply)({"params": state.params}, images)
     agree(got, wanted, rtol=1e-5)
     # The comparison is one of two columns: crossing elsewhere is another network.
@@ -131,8 +156,8 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
     config.checkpoint_every_steps = 2
 
     def run(name, plan):
-        for num_steps, layout in plan:
-            config.num_steps, config.parallel = num_steps, layout
+        for num_steps, sharding in plan:
+            config.num_steps, config.parallel = num_steps, sharding
             train_and_evaluate(config, tmp_path / name)
         return checkpoint.load(tmp_path / name, "latest")[1]
 
@@ -164,8 +189,8 @@ def test_a_device_of_a_pair_holds_about_half(monkeypatch):
     images = jax.ShapeDtypeStruct((32, 256, 256, 3), jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((32,), jnp.int32)}
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
-    layout = parallel.Split()
-    split = layout.spread(_step(config, layout.column_axis), updates_state=True)
+    sharding = parallel.Split()
+    split = sharding.map(_step(config, sharding.column_axis), updates_state=True)
     split = split.lower(state, batch).compile().memory_analysis()
 
     step = jax.jit(jax.vmap(_step(config), axis_name=parallel.DATA), donate_argnums=(0,))
@@ -200,4 +225,4 @@ def test_a_batch_that_pairs_cannot_share_is_refused(two_columns):
     with pytest.raises(
         InputError, match="10 cannot be divided over 4 pairs of devices; .* 8 or 12"
     ):
-        parallel.layout(two_columns)
+        parallel.sharding(two_columns)

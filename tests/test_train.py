@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from alexnet_jax import InputError, augment, checkpoint, data, parallel, predict, restore, train
+from alexnet_jax import InputError, augment, data, parallel, predict, restore, train
 from alexnet_jax import model as model_lib
-from alexnet_jax.evaluate import eval_steps, evaluate, evaluate_checkpoint
-from alexnet_jax.signals import StopRequest
+from alexnet_jax.augment import statistics_of
+from alexnet_jax.evaluate import evaluate, evaluate_checkpoint, lowered_eval_steps
+from alexnet_jax.rundir import RunRecord, checkpoint
+from alexnet_jax.setting import Setting
 from alexnet_jax.state import create_state, initial_state, step_key
 from alexnet_jax.train import train_and_evaluate, train_step
 from configs import alexnet_2012_code
@@ -57,14 +60,14 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
 
 
 def test_each_step_crops_and_drops_otherwise(config, digits):
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    step = layout.spread(_step_of_one_device(config))
-    state = initial_state(config, digits)
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = sharding.map(_step_of_one_device(config))
+    state = initial_state(config, statistics_of(digits, config.augment))
     losses = []
     for number in (0, 1, 1):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
-        losses.append(one_value(step(layout.place(of_number), batch)[1]["loss"]))
+        losses.append(one_value(step(sharding.replicate(of_number), batch)[1]["loss"]))
     assert losses[0] != losses[1] == losses[2]
 
 
@@ -85,25 +88,28 @@ def test_64_digits_are_learnt_to_zero_training_error(config, digits):
     config.learning_rate = 0.02
     whole = next(data.eval_batches(digits, batch_size=digits.num_train, split="train"))
     batch = {name: whole[name][DIGITS] for name in ("image", "label")}
-    layout, model = parallel.Pmap(), model_lib.from_config(config)
-    step = layout.spread(_step_of_one_device(config), updates_state=True)
-    state = layout.place(initial_state(config, digits))
+    sharding, model = parallel.Pmap(), model_lib.from_config(config)
+    step = sharding.map(_step_of_one_device(config), updates_state=True)
+    state = sharding.replicate(initial_state(config, statistics_of(digits, config.augment)))
     for _ in range(250):  # with augmentation and dropout
-        state, metrics = step(state, layout.shard(batch))
+        state, metrics = step(state, sharding.shard(batch))
         jax.block_until_ready(metrics)  # forced host devices may deadlock with many steps in flight
     crops = (batch["image"] - digits.mean_image)[:, 2:69, 2:69]
-    logits = jax.jit(model.apply)({"params": layout.fetch(state.params)}, crops)
+    logits = jax.jit(model.apply)({"params": sharding.unreplicate(state.params)}, crops)
     assert (np.asarray(logits).argmax(1) != batch["label"]).sum() == 0
     assert metrics["loss"][0] < 0.5
 
 
 @pytest.mark.parametrize("batch_size", [8, 64, 360, 400])
 def test_evaluation_sees_every_example_once(config, digits, batch_size):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
-    layout = parallel.Pmap()
-    step, _ = eval_steps(config, layout)
-    found = evaluate(step, layout.place(state), digits, batch_size, layout, StopRequest())
+    sharding = parallel.Pmap()
+    config.batch_size = batch_size
+    setting = Setting(config, digits, sharding)
+    replicated = sharding.replicate(state)
+    step = lowered_eval_steps(setting, replicated)[0].compile()
+    found = evaluate(step, replicated, setting)
 
     batches = data.eval_batches(digits, batch_size=len(digits.mean_image) * 8)
     rows = [(b["image"][b["mask"]], b["label"][b["mask"]]) for b in batches]
@@ -141,12 +147,13 @@ def test_the_softmax_outputs_of_the_crops_are_averaged(
 ):
     config.augment.flip, config.augment.test_crops = True, number
     config.augment.mean_crop = mean_crop
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
-    layout = parallel.Pmap()
-    _, step = eval_steps(config, layout)
+    sharding = parallel.Pmap()
     batch = next(iter(data.eval_batches(digits, batch_size=16)))
-    found = step(layout.place(state), layout.shard(batch))
+    replicated = sharding.replicate(state)
+    step = lowered_eval_steps(Setting(config, digits, sharding), replicated)[1].compile()
+    found = step(replicated, sharding.shard(batch))
 
     views = []
     mean_image = digits.mean_image.astype(np.float64)
@@ -195,29 +202,19 @@ def test_the_step_augments_as_the_config_says(config, digits):
     config.augment.crop, config.augment.shared_by = 67, 4
     config.model.dropout = 0.0
     state, batch = (
-        initial_state(config, digits),
+        initial_state(config, statistics_of(digits, config.augment)),
         next(data.train_batches(digits, seed=0, batch_size=16)),
     )
     vectors, values = digits.eigenvectors, digits.eigenvalues
     agree(state.colour, vectors @ np.diag(np.sqrt(values)), rtol=1e-6, what="colour axes")
-    layout = parallel.Pmap()
-    step = layout.spread(_step_of_one_device(config))
-    _, metrics = step(layout.place(state), layout.shard(batch))
+    sharding = parallel.Pmap()
+    step = sharding.map(_step_of_one_device(config))
+    _, metrics = step(sharding.replicate(state), sharding.shard(batch))
 
     key, _ = jax.random.split(step_key(config, state.step))
-    images = augment.random_crops(
-        key,
-        jnp.arange(16),
-        batch["image"],
-        state.mean_image,
-        state.colour,
-        crop=67,
-        flip=True,
-        shared_by=4,
-        mean_crop="centre",
-        colour_std=0.1,
-        colour_rule="released",
-    )
+    fields = {"crop": 67, "flip": True, "shared_by": 4, "mean_crop": "centre"}
+    fields = ConfigDict(fields | {"colour_std": 0.1, "colour_rule": "released"})
+    images = augment.random_crops(key, jnp.arange(16), batch["image"], state.statistics, fields)
     logits = model_lib.from_config(config).apply({"params": state.params}, images)
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     loss = -log_p[np.arange(16), batch["label"]].mean()
@@ -227,10 +224,10 @@ def test_the_step_augments_as_the_config_says(config, digits):
 def test_an_epoch_beyond_all_steps_is_never_reached(config, digits):
     config.schedule, config.milestones = "epochs", ((2**31 - 1, "*", 0.1),)
     config.augment.colour_epochs = 2**31 - 1
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    _, metrics = layout.spread(_step_of_one_device(config))(
-        layout.place(initial_state(config, digits)), batch
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    _, metrics = sharding.map(_step_of_one_device(config))(
+        sharding.replicate(initial_state(config, statistics_of(digits, config.augment))), batch
     )
     assert one_value(metrics["learning_rate"]) == pytest.approx(config.learning_rate)
 
@@ -241,15 +238,15 @@ def test_a_schedule_by_epochs_freezes_a_layer_and_ends_the_colour(config, digits
     config.milestones = ((2, "*", 0.1), (2, "conv1/*", 0.0))
     config.augment.colour_std, config.augment.colour_epochs = 1.0, 1
     config.augment.colour_rule = "released"
-    layout = parallel.Pmap()
-    batch = layout.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
-    step = layout.spread(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
-    state = initial_state(config, digits)
+    sharding = parallel.Pmap()
+    batch = sharding.shard(next(data.train_batches(digits, seed=0, batch_size=16)))
+    step = sharding.map(_step_of_one_device(config, num_train=40))  # 2.5 steps an epoch
+    state = initial_state(config, statistics_of(digits, config.augment))
     plain = config.copy_and_resolve_references()
     plain.augment.colour_std = 0.0
-    plain_step = layout.spread(_step_of_one_device(plain, num_train=40))
+    plain_step = sharding.map(_step_of_one_device(plain, num_train=40))
     for number, epoch in ((2, 1), (3, 2)):
-        placed = layout.place(state.replace(step=jnp.int32(number)))
+        placed = sharding.replicate(state.replace(step=jnp.int32(number)))
         after, metrics = step(placed, batch)
         _, plain_metrics = plain_step(placed, batch)
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, placed.params)
@@ -266,8 +263,11 @@ def test_a_finished_run_answers_with_its_result_and_may_be_made_longer(config, t
     finished = train_and_evaluate(config, tmp_path)
     assert train_and_evaluate(config, tmp_path) == finished
     (tmp_path / "result.json").write_text('{"step": 2}')  # damaged: made anew
+    written = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(written.replace('"seed": 0', '"seed": 7'))  # as well
     again = train_and_evaluate(config, tmp_path)
     assert again["ten_crop_top1_error"] == finished["ten_crop_top1_error"]
+    assert (tmp_path / "config.json").read_text() == written
     config.num_steps = 3
     assert train_and_evaluate(config, tmp_path)["step"] == 3
     config.num_steps = 2  # not shorter
@@ -280,9 +280,9 @@ def _stop_in_evaluation(number):
     """Return an `evaluate` in whose call `number` a stop is requested."""
     calls = iter(range(1000))
 
-    def evaluate_and_stop(step, state, dataset, batch_size, layout, stop):
-        stop.requested |= next(calls) == number
-        return evaluate(step, state, dataset, batch_size, layout, stop)
+    def evaluate_and_stop(step, state, setting, *what):
+        setting.stop.requested |= next(calls) == number
+        return evaluate(step, state, setting, *what)
 
     return evaluate_and_stop
 
@@ -306,18 +306,18 @@ def _stop_and_compare(config, straight_run, straight, stopped, number):
     }
     first, second = (checkpoint.load(name, "latest") for name in (straight_run, stopped))
     jax.tree.map(np.testing.assert_array_equal, first[1], second[1])
-    assert second[2]["validation"] is not None or number == 0
+    assert second[2].validation is not None or number == 0
     steps = [line["step"] for line in runs.metrics(stopped, "val")]
     assert steps == [4, 6]
     assert [line["step"] for line in runs.metrics(stopped)] == list(range(1, 7))
 
 
 def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tmp_path):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         for step, error in ((1, 0.5), (2, 0.3), (3, None), (4, 0.4), (5, 0.35), (6, None)):
-            run = {"validation": error and {"top1_error": error}}
-            checkpoints.save(step, state, run)
+            record = RunRecord(validation=error and {"top1_error": error})
+            checkpoints.save(step, state, record)
             assert checkpoints.best() == (1 if step == 1 else 2)
         assert checkpoints.latest() == 6
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
@@ -327,12 +327,12 @@ def test_the_best_checkpoint_is_known_while_it_is_being_saved(config, digits, tm
 def test_a_checkpoint_that_has_no_room_is_refused_before_it_is_begun(
     config, digits, tmp_path, monkeypatch
 ):
-    state = initial_state(config, digits)
+    state = initial_state(config, statistics_of(digits, config.augment))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {"validation": None})
+        checkpoints.save(1, state, RunRecord())
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(InputError, match=f"cannot write {tmp_path}.* free are 0 MB"):
-            checkpoints.save(2, state, {"validation": None})
+            checkpoints.save(2, state, RunRecord())
         assert checkpoints.latest() == 1
 
 
@@ -352,7 +352,7 @@ def test_a_run_is_not_continued_on_other_pictures(config, tmp_path):
     config.num_steps = 2
     for split in ("train", "val"):
         (tmp_path / "pictures" / split / "cat").rename(tmp_path / "pictures" / split / "zebra")
-    with pytest.raises(InputError, match="was trained on other pictures"):
+    with pytest.raises(InputError, match="was trained on other images"):
         train_and_evaluate(config, tmp_path / "run")
     with pytest.raises(InputError, match="was trained on the classes cat, dog"):
         evaluate_checkpoint(tmp_path / "run", config)
@@ -379,6 +379,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
 
     evaluated = evaluate_checkpoint(tmp_path)
     assert evaluated.pop("skipped_records") == 0
+    assert evaluated.pop("num_classes") == 10
     for name in evaluated.keys() - {"step"}:
         assert evaluated[name] == pytest.approx(result[name], abs=1e-9)
 
@@ -414,7 +415,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
         train_and_evaluate(config, tmp_path)
     assert restore(tmp_path)[2].to_dict() == restored.to_dict()
     (tmp_path / "checkpoints" / "60" / "metrics" / "metrics").write_text("")
-    with pytest.raises(InputError, match="holds a damaged checkpoint"):
+    with pytest.raises(InputError, match="checkpoints/60 cannot be restored"):
         restore(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "metrics")
     shutil.rmtree(tmp_path / "checkpoints" / "60" / "state")
@@ -426,7 +427,7 @@ def test_a_checkpoint_holds_one_copy_whatever_the_devices(config, tmp_path):
     config.num_steps = 1
     train_and_evaluate(config, tmp_path)
     _, state, _ = checkpoint.load(tmp_path)
-    abstract = jax.eval_shape(lambda: create_state(config, state.mean_image, state.colour))
+    abstract = jax.eval_shape(lambda: create_state(config, state.statistics))
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
     assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == {jax.devices()[0]}
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,33 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import checkpoint
 from alexnet_jax import config as config_lib
+from alexnet_jax.rundir import RESULT, RunRecord, checkpoint
 from alexnet_jax.state import abstract_state
-from alexnet_jax.workdir import RESULT
 from tests import runs
 
 
-def save_run(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Write `config` and a checkpoint of step 0, all its arrays random, into `workdir`."""
+def save_run(
+    workdir: pathlib.Path, config: ConfigDict, class_names: Sequence[str] | None = None
+) -> None:
+    """Write `config` and a checkpoint of step 0, all its arrays random, into `workdir`.
+
+    Without `class_names` the classes are named 0, 1, ...
+    """
     workdir.mkdir(parents=True)
     config_lib.save(config, workdir / "config.json")
-    run = {
-        "config": config.to_dict(),
-        "class_names": [str(i) for i in range(config.model.num_classes)],
-        "data": "none",
-        "seconds": 12.4,
-        "rewinds": 0,
-        "validation": None,
-        "metrics": {"train": None, "val": []},
-    }
+    names = class_names or [str(i) for i in range(config.model.num_classes)]
+    record = RunRecord(config.to_dict(), list(names), "none", seconds=12.4)
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype),
         abstract_state(config),
     )
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(0, state, run)
+        checkpoints.save(0, state, record)
 
 
 def write_run(

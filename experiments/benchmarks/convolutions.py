@@ -103,7 +103,7 @@ def torch_passes(case: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 def _serve(peer: str, size: int) -> None:
     """Be a peer: time the convolution and pass that each line on stdin names."""
     if peer == "ours" or peer == "xla":
-        from alexnet_jax import heap
+        from alexnet_jax.host import heap
 
         heap.keep()
     made = {

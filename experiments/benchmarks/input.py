@@ -63,6 +63,8 @@ def compose(pictures: pathlib.Path, folder: pathlib.Path, number: int) -> None:
     import numpy as np
     from PIL import Image
 
+    from alexnet_jax.prepare import FORMATS
+
     files = sorted(pictures.glob("train/*/*"))
     random = np.random.default_rng(0)
     for i in range(number):
@@ -75,7 +77,7 @@ def compose(pictures: pathlib.Path, folder: pathlib.Path, number: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         mosaic = Image.new("RGB", (448, 448))
         for corner, index in enumerate(random.integers(len(files), size=4)):
-            with Image.open(files[index]) as image:
+            with Image.open(files[index], formats=tuple(FORMATS)) as image:
                 mosaic.paste(
                     image.convert("RGB").resize((224, 224)), (corner % 2 * 224, corner // 2 * 224)
                 )

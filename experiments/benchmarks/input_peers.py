@@ -151,7 +151,7 @@ def torch(kind: str, scratch: pathlib.Path):
         def __getitem__(self, index):
             if kind == "raw":
                 return torch.from_numpy(np.array(pixels[index])), labels[index]
-            with Image.open(files[index]) as image:
+            with Image.open(files[index], formats=("JPEG",)) as image:
                 rgb = image.convert("RGB")
             if kind == "native":
                 side = min(rgb.size)
@@ -229,18 +229,19 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     """
     import jax
 
-    from alexnet_jax import data, parallel, prefetch, state, train
+    from alexnet_jax import augment, data, parallel, state, train
+    from alexnet_jax.setting import Setting
     from configs import alexnet
 
     config = alexnet.get_config()
     config.dataset, config.batch_size, config.model.num_classes = dataset(scratch, "jpeg"), 32, 10
     pictures = data.open_dataset(prepared(scratch, "jpeg"))
-    layout = parallel.layout(config)
-    current = layout.place(state.initial_state(config, pictures))
-    step = train.compiled_step(config, pictures, layout, current, {})
-    host = data.train_batches(pictures, seed=0, batch_size=config.batch_size)
-    shardings = step.input_shardings[0][1]
-    real = prefetch.to_devices(map(layout.shard, host), shardings)
+    setting = Setting(config, pictures, parallel.sharding(config))
+    statistics_ = augment.statistics_of(pictures, config.augment)
+    current = setting.sharding.replicate(state.initial_state(config, statistics_))
+    [step] = parallel.compiled(train.lowered_step(setting, current, {}))
+    config.num_steps = 2**31 - 1
+    real = train.train_batches(setting, step, {}, 0)
     fixed = next(real)
     seconds: dict[str, list[float]] = {"real": [], "fixed": []}
     cpu: dict[str, list[float]] = {"real": [], "fixed": []}

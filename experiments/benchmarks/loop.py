@@ -30,11 +30,12 @@ sys.path.insert(0, str(ROOT))
 
 import jax
 
-from alexnet_jax import cache, data, heap, parallel, train
-from alexnet_jax.metrics import MetricsWriter
-from alexnet_jax.prepare import check_classes, prepare
+from alexnet_jax import parallel, train
+from alexnet_jax.augment import statistics_of
+from alexnet_jax.host import heap
+from alexnet_jax.rundir import MetricsWriter, RunRecord, device, versions
+from alexnet_jax.setting import open_setting
 from alexnet_jax.state import initial_state
-from alexnet_jax.version import device, versions
 from experiments import command_line
 
 
@@ -45,14 +46,12 @@ def measured(
     config = command_line.read_config(arguments)
     config.learning_rate = 1e-12
     config.num_steps = 4 * (rounds + 1) * steps + 1
-    layout = parallel.layout(config)
-    directory = prepare(config.dataset, num_classes=config.model.num_classes)
-    dataset = data.open_dataset(directory, config.dataset.on_error)
-    check_classes(config.model.num_classes, dataset.class_names, config.dataset.name)
-    cached = cache.rows(dataset, layout) if config.dataset.cache == "device" else {}
-    state = layout.place(initial_state(config, dataset))
-    compiled = train.compiled_step(config, dataset, layout, state, cached)
-    batches = train.batches(config, dataset, layout, 0, compiled.input_shardings[0][1], cached)
+    setting = open_setting(config)
+    statistics_ = statistics_of(setting.dataset, config.augment)
+    state = setting.sharding.replicate(initial_state(config, statistics_))
+    cached = train.cached_rows(setting)
+    [compiled] = parallel.compiled(train.lowered_step(setting, state, cached))
+    batches = train.train_batches(setting, compiled, cached, 0)
     same = next(batches)
     taken = 0
 
@@ -61,17 +60,8 @@ def measured(
         state, metrics = compiled(state, batch)
         return metrics
 
-    with MetricsWriter(
-        workdir,
-        start_step=0,
-        seconds=0.0,
-        evaluated=False,
-        so_far={"train": None, "val": []},
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        examples_per_epoch=dataset.num_train,
-        log_every_steps=config.log_every_steps,
-    ) as writer:
+    num_train = setting.dataset.num_train
+    with MetricsWriter(workdir, config, num_train, 0, RunRecord()) as writer:
 
         def written() -> dict[str, jax.Array]:
             nonlocal taken

@@ -101,14 +101,14 @@ def compiled_step(config: Any, devices: int) -> Any:
     from alexnet_jax.state import abstract_state
     from alexnet_jax.train import train_step
 
-    layout = parallel.layout(config)
+    sharding = parallel.sharding(config)
     rows, size = config.batch_size, config.dataset.image_size
     state: Any = abstract_state(config)
     batch = {
         "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
-    if layout.column_axis is None:  # pmap's arrays have an axis of devices
+    if sharding.column_axis is None:  # pmap's arrays have an axis of devices
 
         def shaped(*shape: int, like: Any) -> Any:
             return jax.ShapeDtypeStruct(shape, like.dtype)
@@ -117,9 +117,9 @@ def compiled_step(config: Any, devices: int) -> Any:
         batch = jax.tree.map(
             lambda x: shaped(devices, rows // devices, *x.shape[1:], like=x), batch
         )
-    network = model.from_config(config, layout.column_axis)
+    network = model.from_config(config, sharding.column_axis)
     step = functools.partial(train_step, model=network, config=config, num_train=1_281_167)
-    return layout.spread(step, updates_state=True).lower(state, batch).compile()
+    return sharding.map(step, updates_state=True).lower(state, batch).compile()
 
 
 def count(layout: str, devices: int) -> dict[str, Any]:

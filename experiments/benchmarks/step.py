@@ -49,7 +49,7 @@ from device_rates import rates
 from step_peers import PEERS, operations, serve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What alexnet_jax.heap sets, as variables.
+# What alexnet_jax.host.heap sets, as variables.
 HEAP = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**63 - 1),

@@ -76,7 +76,7 @@ def jax_peer(naive: bool, size: int, dtype: str) -> tuple[Callable, dict[str, An
 
     Steps are as many as asked for, one after the other, and waited for at the end.
     """
-    from alexnet_jax import heap
+    from alexnet_jax.host import heap
 
     if not naive:
         heap.keep()

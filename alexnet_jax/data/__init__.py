@@ -1,0 +1,33 @@
+"""Reading: batches of a prepared data set, each a function of (seed, step)."""
+
+from alexnet_jax.data import device_cache
+from alexnet_jax.data.batches import (
+    Dataset,
+    blank_batch,
+    eval_batches,
+    identity,
+    open_dataset,
+    same_set,
+    train_batches,
+    train_records,
+)
+from alexnet_jax.data.decoding import Batch
+from alexnet_jax.data.prefetch import to_devices
+from alexnet_jax.data.stored_format import FORMAT, RECORD_OPTIONS, statistics_sha256
+
+__all__ = [
+    "FORMAT",
+    "RECORD_OPTIONS",
+    "Batch",
+    "Dataset",
+    "blank_batch",
+    "device_cache",
+    "eval_batches",
+    "identity",
+    "open_dataset",
+    "same_set",
+    "statistics_sha256",
+    "to_devices",
+    "train_batches",
+    "train_records",
+]

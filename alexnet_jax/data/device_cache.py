@@ -1,0 +1,43 @@
+"""A training set that lies in the memory of the devices, where the step looks its batches up."""
+
+import jax
+import numpy as np
+
+from alexnet_jax.data.batches import Dataset, eval_batches
+from alexnet_jax.errors import InputError
+from alexnet_jax.host import free_bytes
+
+MOST = 0.8  # of the memory that is free: the step needs some, too
+
+
+def refuse_too_large(dataset: Dataset, shares: int) -> None:
+    """Raise InputError unless a share of the training set fits into a device's free memory."""
+    needed = _rows_per_share(dataset, shares) * dataset.image_size**2 * 3
+    free = free_bytes()
+    if needed > MOST * free:
+        raise InputError(
+            f"config.dataset.cache='device': {dataset.num_train:,} images of"
+            f" {dataset.image_size} px over {shares} device(s) take {needed / 1e6:,.0f} MB"
+            f" on each, where {free / 1e6:,.0f} MB are free; take cache='none'"
+        )
+
+
+def cached_rows(dataset: Dataset, shares: int) -> dict[str, np.ndarray]:
+    """Return this process's rows of the training set, for `step.lookup`.
+
+    `cached_image` uint8 and `cached_label` int32: share i of n has the examples from
+    i ceil(N / n) on, and zeros where there are no more. Damaged records are treated as
+    `open_dataset` was told.
+    """
+    [batch] = eval_batches(
+        dataset,
+        batch_size=_rows_per_share(dataset, shares) * shares,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        split="train",
+    )
+    return {"cached_image": batch["image"], "cached_label": batch["label"]}
+
+
+def _rows_per_share(dataset: Dataset, shares: int) -> int:
+    return -(-dataset.num_train // shares)

@@ -1,0 +1,41 @@
+"""The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
+
+from alexnet_jax.rundir import checkpoint, quarantine, resume
+from alexnet_jax.rundir.checkpoint import Checkpoints, restore
+from alexnet_jax.rundir.metrics import MetricsWriter
+from alexnet_jax.rundir.progress import evaluating, say
+from alexnet_jax.rundir.record import RunRecord
+from alexnet_jax.rundir.resume import (
+    LAST_GOOD,
+    RESULT,
+    check,
+    finished_result,
+    locked,
+    rewind_or_stop,
+    rewinds,
+)
+from alexnet_jax.rundir.tensorboard import scalars
+from alexnet_jax.rundir.version import VERSION, device, versions
+
+__all__ = [
+    "LAST_GOOD",
+    "RESULT",
+    "VERSION",
+    "Checkpoints",
+    "MetricsWriter",
+    "RunRecord",
+    "check",
+    "checkpoint",
+    "device",
+    "evaluating",
+    "finished_result",
+    "locked",
+    "quarantine",
+    "restore",
+    "resume",
+    "rewind_or_stop",
+    "rewinds",
+    "say",
+    "scalars",
+    "versions",
+]

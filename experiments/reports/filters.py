@@ -1,0 +1,60 @@
+"""The filters of a first layer as a picture, as in figure 3 of the paper."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.reports.curves import label
+
+IN_A_ROW = 16
+SIDE = 44  # pixels that a filter has at least
+DPI = 100
+
+
+def mosaic(kernel: np.ndarray) -> np.ndarray:
+    """Return filters (height, width, 3, number) side by side, float (rows, columns, 3) of 0 to 1.
+
+    Each is scaled to its own range, one of equal weights to grey, and enlarged by a whole number.
+    """
+    height, width, _, number = kernel.shape
+    low, high = kernel.min((0, 1, 2)), kernel.max((0, 1, 2))
+    span = np.where(high > low, high - low, 1)
+    scaled = np.where(high > low, (kernel - low) / span, 0.5)
+    times = max(1, -(-SIDE // max(height, width)))
+    big = scaled.repeat(times, 0).repeat(times, 1)
+    gap = 4
+    columns = min(IN_A_ROW, number)
+    rows = -(-number // columns)
+    down, across = height * times + gap, width * times + gap
+    picture = np.ones((rows * down - gap, columns * across - gap, 3))
+    for i in range(number):
+        y, x = i // columns * down, i % columns * across
+        picture[y : y + down - gap, x : x + across - gap] = big[..., i]
+    return picture
+
+
+def plot_filters(kernel: np.ndarray, columns: int, title: str, path: pathlib.Path) -> None:
+    """Draw `kernel` (height, width, 3, number), the filters of each column above the next one's."""
+    pictures = [mosaic(part) for part in np.split(np.nan_to_num(kernel), columns, axis=3)]
+    height, width = pictures[0].shape[:2]
+    left, right, top, between = (74 if columns > 1 else 10), 10, 34, 14
+    whole = (left + max(width, 420) + right, top + columns * (height + between))
+    figure = plt.figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI)
+    figure.text(left / whole[0], 1 - 22 / whole[1], label(title, 52), fontsize=11)
+    for i, picture in enumerate(pictures):
+        bottom = whole[1] - top - (i + 1) * height - i * between
+        place = (left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])
+        axis = figure.add_axes(place)
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        if columns > 1:
+            axis.set_ylabel(f"column {i + 1}", fontsize=10, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)

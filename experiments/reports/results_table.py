@@ -1,0 +1,140 @@
+"""The table in docs/results.md: every number of it comes from a file in experiments/results.
+
+    python experiments/reports/results_table.py          # prints the table
+    python experiments/reports/results_table.py --write  # writes it into docs/results.md
+
+A row is one of ROWS: a recipe, what it was trained on, and where its runs are recorded.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from alexnet_jax.errors import InputError
+from experiments import command_line, trial_records
+
+RESULTS = "experiments/results"
+PAGE = "docs/results.md"
+EPOCHS = "epochs_to_target"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+HEAD = (
+    "| recipe | on | top-1 error (%) | published | epochs | time of a run | device | seeds | log |"
+)
+
+
+class Row(NamedTuple):
+    """A row: configs/`recipe`.py on `data`, the runs called `name` in RESULTS/`file`.json.
+
+    `metric` is an error of theirs, or EPOCHS that they took to figure 1's training error.
+    """
+
+    recipe: str
+    data: str
+    file: str
+    name: str
+    published: str = ""
+    metric: str = "top1_error"
+
+
+ROWS = (
+    Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs"),
+    Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct", "18pct", "18"),
+    Row("cifar10_13pct", "CIFAR-10, nine crops, cut short: 379 of 520 epochs, the last 20 on a CPU",
+        "cifar10_13pct", "13pct", "13", "ten_crop_top1_error"),
+    Row("figure1", "CIFAR-10, ReLU", "figure1", "relu-lr0.003", "6 epochs", EPOCHS),
+    Row("figure1", "CIFAR-10, tanh", "figure1", "tanh-lr0.01", "36 epochs", EPOCHS),
+    Row("figure1", "CIFAR-10, ReLU, another seed, with pauses", "figure1_seed1", "relu-lr0.003",
+        "6 epochs", EPOCHS),
+    Row("figure1", "CIFAR-10, tanh, another seed", "figure1_seed1", "tanh-lr0.01", "36 epochs",
+        EPOCHS),
+    Row("figure1", "CIFAR-10, ReLU, He's weights", "figure1_he", "relu-lr0.01", "", EPOCHS),
+    Row("figure1", "CIFAR-10, tanh, He's weights", "figure1_he", "tanh-lr0.03", "", EPOCHS),
+    Row("alexnet_cifar10", "CIFAR-10, cut short: 4 epochs", "first_runs", "cifar10"),
+    Row("alexnet", f"2,500 Imagenette images, with [overrides](../{RESULTS}/README.md), cut short:"
+        " 8 epochs", "first_runs", "imagenette-227px"),
+    Row("alexnet", f"the same images, other [overrides](../{RESULTS}/README.md), cut short:"
+        " 4 epochs", "imagenette_ablations", "full"),
+    Row("quickstart", "digits", "bfloat16_digits", "full"),
+    Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
+)  # fmt: skip
+
+
+def runs(row: Row, results: pathlib.Path) -> list[dict[str, Any]]:
+    """Return errors, epochs, seconds and devices of each run of `row`, as far as it has them."""
+    record = json.loads((results / f"{row.file}.json").read_text())
+    if isinstance(record["runs"], dict):  # of curves.py
+        run = record["runs"][row.name]
+        return [run["result"] | {"devices": {run["result"].get("device", "not recorded")}}]
+    return [
+        run | {"devices": {session["device"] for session in run["sessions"]}}
+        for run in record["runs"]
+        if run["name"] == row.name
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def line(row: Row, results: pathlib.Path) -> str:
+    """Return the row's line of the table."""
+    begun = runs(row, results)
+    found = [run for run in begun if run.get(row.metric) is not None]
+    if row.metric == EPOCHS:
+        error = "25 in training"
+        epochs = trial_records.written(trial_records.spread(run[EPOCHS] for run in found), 1)
+    else:
+        error = trial_records.written(
+            trial_records.spread(run[row.metric] for run in found), scale=100
+        )
+        epochs = f"{statistics.fmean(run['epoch'] for run in found):.0f}"
+    seconds = [run["seconds"] for run in found if run.get("seconds") is not None]
+    time = _time(statistics.median(seconds)) if seconds else "not recorded"
+    log = ".csv" if (results / f"{row.file}.csv").exists() else ".json"
+    links = {"log": log, "file": ".json", "plot": ".png"}
+    if log == ".json":
+        del links["file"]
+    cells = [
+        f"[{row.recipe}](../configs/{row.recipe}.py)",
+        row.data,
+        error,
+        row.published,
+        epochs,
+        time,
+        "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
+        str(len(found)) if len(found) == len(begun) else f"{len(found)} of {len(begun)}",
+        ", ".join(f"[{name}](../{RESULTS}/{row.file}{end})" for name, end in links.items()),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results: pathlib.Path) -> str:
+    """Return the table as Markdown."""
+    rule = "|" + "---|" * (HEAD.count("|") - 1)
+    return "\n".join([HEAD, rule, *(line(row, results) for row in ROWS)]) + "\n"
+
+
+def main() -> int:
+    """Print the table, or write it into docs/results.md; return the exit code."""
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="write it into docs/results.md")
+    text = table(ROOT / RESULTS)
+    if not parser.parse_args().write:
+        print(text, end="")
+        return 0
+    path = ROOT / PAGE
+    page = path.read_text()
+    if [page.count(mark) for mark in (BEGIN, END)] != [1, 1]:
+        raise InputError(f"{PAGE} needs one line {BEGIN.strip()} and one {END.strip()} after it")
+    before, _, rest = page.partition(BEGIN)
+    path.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.main(main)

@@ -1,0 +1,73 @@
+"""What a program frees is kept for its next step (alexnet_jax/host/heap.py)."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_jax import command_line
+from alexnet_jax.host import heap
+from experiments import run_process
+from tests.runs import ROOT, TINY
+
+# The most page faults of three 64 MB blocks after a first, each taken by a thread of its own: XLA
+# takes its in threads.
+_FAULTS = """
+import ctypes, resource, sys, threading
+from alexnet_jax import heap
+if sys.argv[1] == "keep":
+    heap.keep()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(1 << 26)
+    ctypes.memset(ctypes.c_void_p(block), 1, 1 << 26)
+    libc.free(block)
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+found = []
+for _ in range(4):
+    thread = threading.Thread(target=faults)
+    thread.start()
+    thread.join()
+print(max(found[1:]))
+"""
+
+
+def _faults(what: str, **environment: str) -> int:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", _FAULTS, what]
+    said = subprocess.check_output(command, cwd=ROOT, env=kept | environment, text=True)
+    return int(said)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
+    pages = (1 << 26) // os.sysconf("SC_PAGE_SIZE")
+    without = _faults("no")
+    assert _faults("keep") < pages / 100
+    # Huge pages, where the system gives them unasked, take fewer faults than pages.
+    assert without > pages / 1000
+    assert _faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(without, rel=0.5)
+
+
+def test_the_command_line_keeps_it_before_anything_else(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
+    monkeypatch.setattr(command_line.compilation_cache, "keep", lambda: called.append("programs"))
+    monkeypatch.setattr(command_line, "_dispatch", lambda *_: called.append("the rest"))
+    assert command_line.main(["run.py", TINY[0], "--mode=summary"]) == 0
+    assert called == ["keep", "programs", "the rest"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_it_does_so_in_a_run_of_an_experiment_too(tmp_path, monkeypatch):
+    """That process has a thread of its own beside the run: begun before, it would undo it."""
+    (tmp_path / "run.py").write_text(_FAULTS)
+    monkeypatch.setattr(run_process, "ROOT", tmp_path)
+    with run_process.running(["keep"], tmp_path) as process:
+        assert process.wait(60) == 0
+    said = (tmp_path / run_process.LOG).read_text().splitlines()
+    assert int(said[-1]) < (1 << 26) // os.sysconf("SC_PAGE_SIZE") / 100

@@ -1,0 +1,134 @@
+"""SIGINT and SIGTERM in every phase of a run; another one ends the process immediately."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from alexnet_jax.host import StopRequest
+from tests import runs
+
+BUSY = """
+import hashlib
+from alexnet_jax.host.signals import StopRequest
+with StopRequest() as stop:
+    print("ready", flush=True)
+    # One call, without Python's lock as XLA's compiler: its handlers would wait for the end.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def _signal_when(process, says, number):
+    """Read stderr until a line has `says` in it, send the signal; return code, stdout, stderr."""
+    read = []
+    for line in process.stderr:
+        read.append(line)
+        if says in line:
+            process.send_signal(number)
+            break
+    out, rest = process.communicate(timeout=120)
+    return process.returncode, out, "".join(read) + rest
+
+
+def test_outside_the_main_thread_signals_are_left_as_they_are():
+    requests = []
+
+    def work():
+        with StopRequest() as stop:
+            requests.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert requests == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_whatever_it_is_at(number):
+    command = [sys.executable, "-c", BUSY]
+    process = subprocess.Popen(
+        command, cwd=runs.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        time.sleep(0.02)
+        process.send_signal(number)  # the same request, as timeout(1) sends it to the group as well
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert err == "stopped immediately; the same command resumes from the last save\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("says", [None, "batches of 16 on 1 cpu"], ids=["imports", "compilation"])
+def test_before_the_first_step_a_signal_ends_the_process_as_the_system_does(
+    tmp_path, data_dir, says, number
+):
+    process = runs.start(
+        *runs.TINY,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=9",
+        # A program that was compiled before would be read from the tests' cache.
+        environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
+    if says is None:
+        while "jaxlib" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert err == ""
+    else:
+        _, _, err = _signal_when(process, says, number)
+    assert process.returncode == -number, err
+    assert "Traceback" not in err
+    assert "compiled in" not in err
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("arguments", [("--mode=prepare",), ()], ids=["prepare", "train"])
+def test_a_stopped_preparation_says_that_it_continues(tmp_path, arguments):
+    process = runs.start(
+        *runs.TINY,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.dataset.data_dir={tmp_path}",
+        "--config.dataset.image_size=500",
+        *arguments,
+    )
+    code, _, err = _signal_when(process, "preparing digits", signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, err
+    assert err.splitlines()[-1].startswith("stopped; the same command continues"), err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_stop_while_saving_waits_for_the_save(tmp_path, data_dir):
+    command = (
+        *runs.TINY,
+        f"--workdir={tmp_path}",
+        f"--config.dataset.data_dir={data_dir}",
+        "--config.num_steps=100",
+        "--config.checkpoint_every_steps=1",
+    )
+    process = runs.start(*command)
+    while process.poll() is None:
+        if list(tmp_path.glob("checkpoints/*tmp*")):
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.002)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err.splitlines()[-1].endswith("of 100; the same command continues"), err
+    stopped = len(runs.metrics(tmp_path))
+    assert not list(tmp_path.glob("checkpoints/*tmp*"))
+    assert str(stopped) in [p.name for p in (tmp_path / "checkpoints").iterdir()]
