@@ -23,8 +23,8 @@ import tensorflow_datasets as tfds
 from alexnet_jax.data.decoding import Batch, decoded
 from alexnet_jax.data.records import Records
 from alexnet_jax.data.stored_format import FORMAT, statistics_sha256
-from alexnet_jax.errors import InputError
-from alexnet_jax.host import regular
+from alexnet_jax.errors import InputError, limit_met
+from alexnet_jax.host import regular, threads
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,8 +69,10 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
 
     Raises:
       InputError: it is not a whole prepared set of this version's format. With on_error='skip'
-        a damaged file of records is not refused here.
+        a damaged file of records is not refused here. Or this process may not start the threads
+        that reading takes.
     """
+    threads.for_array_record()  # now, and not at the first batch, before which a run compiles
     path = pathlib.Path(path)
     try:
         statistics = json.loads(regular(path / "statistics.json").read_text("utf-8"))
@@ -114,6 +116,8 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
         )
     except Exception as error:  # whatever json, numpy, protobuf and tfds say of what they find
         reason = " ".join(str(error).split())[:200]
+        if remedy := limit_met(error):
+            raise InputError(f"{path} cannot be read ({reason}): {remedy}") from error
         raise InputError(
             f"{path} is no whole prepared data set ({reason}): remove it to have it made anew"
         ) from error

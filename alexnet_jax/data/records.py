@@ -17,7 +17,7 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 
 MAX_DAMAGED = 0.01  # share of a split's records that on_error='skip' may pass over
 _NAMED = 10  # damaged records that are named on stderr; the others are only counted
@@ -102,6 +102,8 @@ class Records:
         """Counts a damaged record; raises where that is not accepted."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         message = f"{self.name(index)} cannot be read ({reason})"
+        if remedy := limit_met(error):  # nothing is damaged
+            raise InputError(f"{message}: {remedy}") from error
         if self._on_error == "raise":
             raise InputError(
                 f"{message}: remove the directory to have it made anew, or pass over what is"

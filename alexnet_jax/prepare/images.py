@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.host import regular
 
 # The formats that are opened, by Pillow's names, and their extensions. Pillow knows more, some of
@@ -53,6 +53,7 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
 
     Raises:
       InputError: it cannot be read or decoded.
+      OSError: too many files are open.
     """
     if name is None:
         name = str(picture) if isinstance(picture, str | os.PathLike) else "the picture"
@@ -72,6 +73,8 @@ def load_image(picture: Picture, size: int, name: str | None = None) -> np.ndarr
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
+        if isinstance(error, OSError) and limit_met(error):  # the image may be whole
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(reason.split())[:200]
         raise InputError(f"{name} cannot be decoded as a picture ({reason})") from error

@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import RECORD_OPTIONS
 from alexnet_jax.errors import InputError
-from alexnet_jax.host import sync
+from alexnet_jax.host import sync, threads
 from alexnet_jax.prepare.examples import Example
 from alexnet_jax.prepare.images import load_image
 from alexnet_jax.prepare.pixel_sums import PixelSums
@@ -102,6 +102,7 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
       InputError: a picture cannot be decoded (on_error='raise'), or more of them than are allowed.
       OSError: the files cannot be written.
     """
+    threads.for_array_record()
     size = job.dataset.image_size
     shard = Shard(job.path, PixelSums.zeros(size), np.zeros(job.num_classes, np.int64))
     with _named_when_whole(job.path) as scratch:

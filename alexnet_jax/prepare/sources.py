@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.fields import expanded
 from alexnet_jax.prepare import sources_tfds
 from alexnet_jax.prepare.examples import Contents, Example, Source
 from alexnet_jax.prepare.images import EXTENSIONS
@@ -37,14 +38,14 @@ def open_source(dataset: ml_collections.ConfigDict) -> Source:
         return _folder(dataset.path)
     if dataset.name == "digits":
         return Source("digits", "digits: sklearn.datasets.load_digits", 0, _digits)
-    return sources_tfds.source(dataset.name, pathlib.Path(dataset.data_dir).expanduser())
+    return sources_tfds.source(dataset.name, expanded("config.dataset.data_dir", dataset.data_dir))
 
 
 # --- a folder of pictures per class -----------------------------------------------------------
 
 
 def _folder(path: str) -> Source:
-    root = pathlib.Path(path).expanduser()
+    root = expanded("config.dataset.path", path)
     if not root.is_dir():
         raise InputError(f"dataset.path {root} is not a folder: give one with train/ and val/")
     held_out = next((name for name in ("val", "test") if (root / name).is_dir()), None)

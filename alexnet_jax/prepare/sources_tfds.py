@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.prepare.examples import Contents, Example, Source
 
 HELD_OUT = "10%"  # of a data set that has only a train split
@@ -123,10 +123,8 @@ class _Split(Sequence[Example]):
         try:
             record = _records(self._data_dir, self._split)[self._indices[index]]
         except Exception as error:
-            raise InputError(
-                f"{name} cannot be read ({_line(error)}):"
-                " delete the tfds original so that it is prepared anew"
-            ) from error
+            remedy = limit_met(error) or "delete the tfds original so that it is prepared anew"
+            raise InputError(f"{name} cannot be read ({_line(error)}): {remedy}") from error
         return Example(record["image"], int(record["label"]), name)
 
 

@@ -37,8 +37,9 @@ import ml_collections
 from tqdm import tqdm
 
 from alexnet_jax.data import FORMAT
-from alexnet_jax.errors import InputError, printable
-from alexnet_jax.host import cores, interrupts, regular, sync
+from alexnet_jax.errors import InputError, limit_met, printable
+from alexnet_jax.fields import expanded
+from alexnet_jax.host import cores, interrupts, open_lock, regular, sync, threads
 from alexnet_jax.prepare.examples import Contents, Source
 from alexnet_jax.prepare.merge import merge
 from alexnet_jax.prepare.shards import (
@@ -87,9 +88,9 @@ def prepare(
                     with interrupts():
                         _make(source, dataset, identity, directory, mine, num_classes)
         except OSError as error:
+            remedy = limit_met(error) or "set another --config.dataset.data_dir"
             raise InputError(
-                f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}):"
-                " set another --config.dataset.data_dir"
+                f"cannot write dataset.data_dir {dataset.data_dir} ({_reason(error)}): {remedy}"
             ) from error
     if directory.is_dir():
         _accept(directory, dataset.on_error)
@@ -117,7 +118,7 @@ def _located(dataset: ml_collections.ConfigDict) -> tuple[Source, dict, pathlib.
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = re.sub(r"[^\w.-]+", "_", source.name)
-    root = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+    root = expanded("config.dataset.data_dir", dataset.data_dir) / "alexnet_jax"
     directory = root / f"{name}-{dataset.image_size}px-{dataset.encoding}-{digest}"
     return source, identity, directory
 
@@ -167,7 +168,7 @@ def _locked(directory: pathlib.Path, kind: int) -> Iterator[None]:
 
     The system drops the lock of a killed one.
     """
-    with directory.with_name(directory.name + ".lock").open("w") as lock:
+    with open_lock(directory.with_name(directory.name + ".lock")) as lock:
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,6 +186,7 @@ def _make(
     num_classes: int | None,
 ) -> None:
     """Makes the shards `mine` that are not done, and merges them where they are all."""
+    threads.for_array_record()  # tfds may read with it
     with _locked(directory.with_name(directory.name + ".original"), fcntl.LOCK_EX):
         contents = source.open()  # which may download, once for all shares
     if num_classes is not None:
@@ -226,9 +228,10 @@ def _make(
             for job in chosen:  # not before: they are what a kill would leave to go on from
                 done(directory / job.path.name).unlink()
     except OSError as error:
+        remedy = f"it needs {space}; make room there or set another --config.dataset.data_dir"
         raise InputError(
-            f"cannot write {directory} ({_reason(error)}): it needs {space}; make room there or"
-            f" set another --config.dataset.data_dir{_kept(incomplete, all_)}"
+            f"cannot write {directory} ({_reason(error)}): {limit_met(error) or remedy}"
+            f"{_kept(incomplete, all_)}"
         ) from error
     except InputError as error:
         raise InputError(f"{error}{_kept(incomplete, all_)}") from error

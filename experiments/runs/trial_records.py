@@ -17,6 +17,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import whole_files
 from alexnet_jax.rundir import versions
+from experiments import command_line
 from experiments.command_line import field
 from experiments.reports import metrics, past_runs
 from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
@@ -134,7 +135,7 @@ def _without_places(failure: str, trial: Trial, workdir: pathlib.Path) -> str:
     dataset = trial.config().dataset
     places = {"DATA": dataset.path, "DATA_DIR": dataset.data_dir, "WORKDIR": str(workdir)}
     for word, place in places.items():
-        path = pathlib.Path(place).expanduser().absolute()
+        path = command_line.path(place).absolute()
         for absolute in (str(path), str(path.resolve())) if place else ():
             failure = failure.replace(absolute, word)
     return failure

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zlib
 
@@ -266,3 +267,16 @@ def test_file_in_the_way_of_data_dir_is_refused(tmp_path, folder):
 def test_data_dir_that_cannot_be_written_is_refused(folder):
     with pytest.raises(InputError, match=r"/proc/data .*--config\.dataset\.data_dir"):
         prepare(config("/proc/data", path=folder))  # not even root writes there
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(folder, tmp_path):
+    fields = config(tmp_path, path=folder)
+    directory = prepare(fields)
+    shutil.rmtree(directory)
+    lock = directory.with_name(directory.name + ".lock")
+    lock.unlink()
+    (tmp_path / "mine").write_text("mine")
+    lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match=f"{lock} is not a regular file: remove it"):
+        prepare(fields)
+    assert (tmp_path / "mine").read_text() == "mine"
