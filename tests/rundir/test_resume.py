@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import scalars
 from experiments import kills
 from experiments.run_differences import differences
+from experiments.run_phases import PHASES, Layout, Process
 from tests import runs
 from tests.agreement import agree
 
@@ -120,22 +122,34 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_any_others(tmp_path, command):
         agree(losses[name], losses["8"], rtol=1e-5, what=f"on {name} devices ")
 
 
+def test_a_kill_in_each_phase_of_a_run_changes_nothing(tmp_path, command):
+    """The last ones may come too late: where the machine is busy, the run has ended by then."""
+    run_py = (sys.executable, "run.py", *command)
+    lengths = dict.fromkeys(PHASES, 0.1)
+    layout = Layout(tmp_path, run_py, runs.cpu_devices(1), (4, 8, 12), lengths)
+    with Process(layout, tmp_path / "straight", tmp_path / "cache") as process:
+        assert process.end() == (0, [])
+    run = kills.killed_run(layout, number=0, seed=1)
+    assert run["wrong"] == []
+    assert len(run["kills"]) >= 3
+    assert len({kill["signals"] for kill in run["kills"]}) > 1
+
+
 @pytest.fixture
 def given(tmp_path, command, monkeypatch):
-    """Return what the command line of experiments/kills.py says: five kills on one device."""
+    """Return what the command line of experiments/kills.py says: ten kills on two layouts."""
     for name, value in runs.cpu_devices(1).items():
         monkeypatch.setenv(name, value)
-    given = argparse.Namespace(kills=5, minutes=5, layouts=["one"], jobs=1, seed=1)
+    given = argparse.Namespace(kills=10, minutes=5, layouts=["two", "split"], jobs=2, seed=1)
     given.scratch, given.out, given.arguments = tmp_path, tmp_path / "kills", list(command)
     return given
 
 
-def test_a_kill_in_each_phase_of_a_run_changes_nothing(given):
-    """The last ones may come too late: where the machine is busy, the run has ended by then."""
-    run = kills.killed_run(kills.undisturbed("one", given), 0, given.seed)
-    assert run["wrong"] == []
-    assert len(run["kills"]) >= 3
-    assert len({kill["signals"] for kill in run["kills"]}) > 1
+@pytest.mark.slow
+def test_kills_on_two_devices_change_nothing(given):
+    record = kills.stress(given)
+    assert [run["wrong"] for run in record["runs"]] == [[]] * len(record["runs"])
+    assert {run["layout"] for run in record["runs"]} == {"two", "split"}
 
 
 def test_kills_are_recorded_run_by_run_and_continued(given, monkeypatch):
