@@ -13,9 +13,9 @@ from PIL import Image
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import scalars
-from experiments import kills
-from experiments.run_differences import differences
-from experiments.run_phases import PHASES, Layout, Process
+from experiments.runs import kills
+from experiments.runs.run_differences import differences
+from experiments.runs.run_phases import PHASES, Layout, Process
 from tests import runs
 from tests.agreement import agree
 
@@ -137,7 +137,7 @@ def test_a_kill_in_each_phase_of_a_run_changes_nothing(tmp_path, command):
 
 @pytest.fixture
 def given(tmp_path, command, monkeypatch):
-    """Return what the command line of experiments/kills.py says: ten kills on two layouts."""
+    """Return what the command line of experiments/runs/kills.py says: ten kills on two layouts."""
     for name, value in runs.cpu_devices(1).items():
         monkeypatch.setenv(name, value)
     given = argparse.Namespace(kills=10, minutes=5, layouts=["two", "split"], jobs=2, seed=1)

@@ -13,7 +13,7 @@ from alexnet_jax.evaluate import evaluate
 from alexnet_jax.rundir import Checkpoints, RunRecord, resume
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
-from experiments.run_differences import differences
+from experiments.runs.run_differences import differences
 from tests import runs
 from tests.prepared import make_folder
 

@@ -1,6 +1,6 @@
 """Kill runs again and again, and compare their ends with that of an undisturbed one.
 
-python experiments/kills.py --kills=1000 --out=experiments/results/kills --scratch=DIR -- \
+python experiments/runs/kills.py --kills=1000 --out=experiments/results/kills --scratch=DIR -- \
   --config=configs/quickstart.py --config.num_steps=120 ...
 
 What follows `--` is the command line of run.py without --workdir. A run is killed five times, once
@@ -34,15 +34,15 @@ import tempfile
 import time
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import cores, whole_files
 from alexnet_jax.rundir import versions
 from experiments import command_line
-from experiments.run_differences import differences, saved_steps
-from experiments.run_phases import PHASES, POLL, Layout, Process
+from experiments.runs.run_differences import differences, saved_steps
+from experiments.runs.run_phases import PHASES, POLL, Layout, Process
 
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {  # devices of a CPU, arguments
     "one": (1, ()),

@@ -10,7 +10,7 @@ import time
 from typing import Self
 
 from alexnet_jax.rundir import quarantine
-from experiments.run_differences import saved_steps
+from experiments.runs.run_differences import saved_steps
 
 PHASES = ("compile", "train", "evaluate", "save", "ten_crop")  # beside them: start, end
 POLL = 0.004  # seconds between looks at what a run has written
