@@ -18,8 +18,13 @@ import pytest
 from alexnet_jax import data
 from alexnet_jax.prepare import prepare
 from configs import quickstart
-from tests import agreement, outcomes
+from tests import agreement, generated, outcomes
 from tests.prepared import make_folder
+
+
+def pytest_configure(config):
+    """Generate all cases of test_fuzz_*.py if slow tests run as well, and a tenth otherwise."""
+    generated.share = 0.1 if config.option.markexpr == "not slow" else 1.0
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,18 +1,17 @@
-"""A run that was stopped or killed ends exactly as one that was not."""
+"""A run that is stopped or killed and resumed ends as one that was never stopped."""
 
 import shutil
 import signal
 import sys
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from alexnet_jax.rundir import scalars
 from experiments import kills
 from tests import runs
 from tests.agreement import agree
+from tests.prepared import make_folder
 
 # Dropout, crops and shuffling are on; saves and evaluations come often.
 COMMAND = (
@@ -27,29 +26,23 @@ COMMAND = (
     "--config.dataset.name=folder",
 )
 SPLIT = ("--config.model.groups=2", "--config.parallel=split")
-LAYOUTS = {  # devices, arguments, signals: one is a stop, a second one ends the process at once
-    "pmap on 2": (2, (), (signal.SIGTERM,)),
-    "pmap on 8": (8, (), (signal.SIGTERM, signal.SIGINT)),
-    "split over 2": (2, SPLIT, (signal.SIGINT,)),
-}
+# Devices, arguments, signals: the first signal is a stop, a second one ends the process immediately.
+LAYOUTS = [
+    pytest.param(2, (), (signal.SIGTERM,), id="pmap on 2"),
+    pytest.param(8, (), (signal.SIGTERM, signal.SIGINT), id="pmap on 8", marks=pytest.mark.slow),
+    pytest.param(2, SPLIT, (signal.SIGINT,), id="split over 2", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Return COMMAND on 32 pictures of noise, so that 4 steps are an epoch."""
-    path = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, number in (("train", 16), ("val", 5)):
-        for name in ("cat", "dog"):
-            (path / split / name).mkdir(parents=True)
-            for i in range(number):
-                picture = rng.integers(0, 256, (80, 80, 3), np.uint8)
-                Image.fromarray(picture).save(path / split / name / f"{i}.png")
+    """Return COMMAND on 32 images of noise, so that an epoch is 4 steps."""
+    path = make_folder(tmp_path_factory.mktemp("images"), train=16, val=5, size=80)
     return (*COMMAND, f"--config.dataset.path={path}", f"--config.dataset.data_dir={path}")
 
 
 def _assert_same(straight, other):
-    """Two runs have ended alike in all that they have written, and hold each step once."""
+    """Assert that two finished runs wrote the same, and each step once."""
     assert kills.differences(straight, other) == []
     assert [line["step"] for line in runs.metrics(other)] == list(range(1, 13))
     assert [line["step"] for line in runs.metrics(other, "val")] == [4, 8, 12]
@@ -60,7 +53,7 @@ def _assert_same(straight, other):
 
 
 def _signal_at(step, numbers, command, workdir, devices):
-    """Run `command`, send it signals when it has taken `step`, return code and stderr."""
+    """Run `command`, send it signals after `step`, and return its exit code and stderr."""
     process = runs.start(*command, devices=devices)
     lines = workdir / "metrics.jsonl"
     while process.poll() is None:
@@ -76,9 +69,8 @@ def _signal_at(step, numbers, command, workdir, devices):
     return process.returncode, err
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_stops_change_nothing(tmp_path, command, layout):
-    devices, arguments, signals = LAYOUTS[layout]
+@pytest.mark.parametrize(("devices", "arguments", "signals"), LAYOUTS)
+def test_a_stopped_run_is_resumed_exactly(tmp_path, command, devices, arguments, signals):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     done = runs.run(*command, *arguments, f"--workdir={straight}", devices=devices)
     assert done.returncode == 0, done.stderr
@@ -90,14 +82,15 @@ def test_stops_change_nothing(tmp_path, command, layout):
         assert last.endswith("of 12; the same command continues"), err
     else:
         assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT), err
-        assert last == "stopped at once; the same command goes on from the last save"
+        assert last == "stopped immediately; the same command resumes from the last save"
     assert not (stopped / "result.json").exists()
     done = runs.run(*command, devices=devices)
     assert done.returncode == 0, done.stderr
     _assert_same(straight, stopped)
 
 
-def test_a_checkpoint_of_eight_devices_goes_on_on_any_others(tmp_path, command):
+@pytest.mark.slow
+def test_a_run_of_eight_devices_is_resumed_on_any_number_of_devices(tmp_path, command):
     command = (*command, "--config.model.groups=2", "--config.learning_rate=0.05")
     done = runs.run(*command, f"--workdir={tmp_path / 'eight'}", "--config.num_steps=4", devices=8)
     assert done.returncode == 0, done.stderr
@@ -117,8 +110,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_any_others(tmp_path, command):
         agree(losses[name], losses["8"], rtol=1e-5, what=f"on {name} devices ")
 
 
-def test_five_kills_at_random_moments_change_nothing(tmp_path, command):
-    """As experiments/kills.py has it: one of the five while a checkpoint is being written."""
+def test_a_run_that_is_killed_five_times_is_resumed_exactly(tmp_path, command):
+    """The moments are random, as in experiments/kills.py; one of them is in a save."""
     record = kills.stress(
         [sys.executable, "run.py", *command],
         tmp_path,
