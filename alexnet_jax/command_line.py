@@ -152,7 +152,8 @@ def _help(values: flags.FlagValues) -> str:
         choices = f" ({'|'.join(MODES)})" if name == "mode" else ""
         lines.append(f"  --{name:<14} {values[name].help}{choices}")
     lines.append("\nfields of a config, each --config.FIELD=VALUE:")
-    lines += [f"  {name:<32} {field.expected}" for name, field in FIELDS.items()]
+    for name, field in FIELDS.items():
+        lines.append(f"  {name:<28} {field.meaning}\n{'':<31}{field.expected}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""A config is valid, or refused by the name of the field; and how it is written and read.
+"""Checking a config, by the names of its fields; writing and reading it.
 
-A recipe (configs/*.py) is data; this file says which data are a recipe. `validate` is called before
-anything is created, prepared or compiled.
+A recipe (configs/*.py) is data; this module says which data are a recipe. `validate` is called
+before anything is created, prepared or compiled.
 """
 
 import fnmatch
@@ -44,7 +44,7 @@ def validate(config: ConfigDict) -> None:
             raise bad_value(name, value)
     if config.augment.crop > config.dataset.image_size:
         raise InputError(
-            f"config.augment.crop={config.augment.crop} is larger than the stored pictures:"
+            f"config.augment.crop={config.augment.crop} is larger than the stored images:"
             f" config.dataset.image_size={config.dataset.image_size}"
         )
     if (config.dataset.name == "folder") != bool(config.dataset.path):

@@ -16,7 +16,7 @@ from jax import lax
 
 # Images NHWC, kernels HWIO, as XLA numbers dimensions.
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-# Of patches at a time, for they are to stay in the cache: 4 to 16 MB make no difference.
+# Of patches at a time, so that they stay in the cache; 4 to 16 MB make no difference.
 CACHED_BYTES = 8 * 2**20
 
 
@@ -34,8 +34,8 @@ def conv_general_dilated(
     The gradient is the same too, but on a CPU the weights' is a sum of matrix products, each over
     the patches of a few images: at a batch of 128 XLA's own takes 1.3 to 5 times as long, at one of
     32 about as long (docs/performance.md). On anything else a stride over few channels becomes one
-    of 1 over blocks of pixels. What is dilated, grouped or not NHWC by HWIO is left to XLA.
-    `precision` does not concern the gradient. There is no forward-mode gradient.
+    of 1 over blocks of pixels. Dilated or grouped convolutions and other layouts are left to XLA.
+    `precision` does not affect the gradient. There is no forward-mode gradient.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def _weight_gradient(x, g, *, shape, strides, padding):
     height, width = g.shape[1:3]
     inputs, features = math.prod(blocks[:3]), blocks[3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    some = _pictures_at_a_time(x.shape[0], height * width * inputs * x.dtype.itemsize)
+    some = _images_at_a_time(x.shape[0], height * width * inputs * x.dtype.itemsize)
 
     def add(dw, part):
         x, g = part
@@ -155,8 +155,8 @@ def _side_by_side(x):
     return x.reshape(*x.shape[:3], -1)
 
 
-def _pictures_at_a_time(batch: int, patches_bytes: int) -> int:
-    """Return of how many pictures the patches are within CACHED_BYTES, 1 at least.
+def _images_at_a_time(batch: int, patches_bytes: int) -> int:
+    """Return how many images have patches of at most CACHED_BYTES together, at least 1.
 
     A divisor of `batch`, so that none are left over, unless that is less than half of what fits.
     """
@@ -184,7 +184,7 @@ class ConvLocal(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the maps (batch, rows, columns, features), in `dtype`."""
+        """Return the feature maps (batch, rows, columns, features), in `dtype`."""
         x = jnp.pad(x, [(0, 0), *self.padding, (0, 0)])
         rows, columns = (
             (side - kernel) // self.strides + 1

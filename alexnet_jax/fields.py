@@ -1,13 +1,13 @@
-"""The fields of a config: their types and ranges."""
+"""The fields of a config: their types, ranges and meanings."""
 
 import difflib
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from alexnet_jax.errors import InputError
 
-# Real numbers lie between these, so that float32 holds them and their products.
+# Numbers lie between these, so that float32 holds them and their products.
 SMALLEST, LARGEST = 1e-30, 1e9
 WIDEST = 32  # pixels of a pooling window: each is a slice of the compiled step, as is each of ...
 LONGEST = 255  # ... the neighbours of a normalisation
@@ -15,12 +15,17 @@ STAGES = ("relu", "tanh", "lrn", "spatial_norm", "max_pool", "avg_pool")
 
 
 class Field(NamedTuple):
-    """One field: its type, a test of its value, and the words for what passes the test."""
+    """One field: its type, a test of its value, the words for what passes it, and its meaning."""
 
     type: type | tuple[type, ...]
     accepts: Callable[[Any], bool]
     expected: str
     choices: tuple[str, ...] = ()
+    meaning: str = ""
+
+    def means(self, meaning: str) -> Self:
+        """Return the field with its meaning, which `--help` shows."""
+        return self._replace(meaning=meaning)
 
 
 def _integer(low: int, high: int = 2**31 - 1) -> Field:
@@ -49,7 +54,7 @@ def _integers(low: int, high: int = 65536) -> Field:
     def accepts(v: tuple) -> bool:
         return all(type(i) is int and low <= i <= high for i in v)
 
-    return Field(tuple, accepts, f"a tuple of integers from {low} to {high}, one a layer")
+    return Field(tuple, accepts, f"a tuple of integers from {low} to {high}, one per layer")
 
 
 def _flag() -> Field:
@@ -101,111 +106,171 @@ def _by_parameter(what: str, example: float) -> Field:
 
 
 FIELDS = {
-    "seed": _integer(0),
-    "batch_size": _integer(1),
-    "accumulate_steps": _integer(1),
-    "num_epochs": _integer(1),
+    "seed": _integer(0).means("of initial weights, order of images, augmentation and dropout"),
+    "batch_size": _integer(1).means("images per step over all devices"),
+    "accumulate_steps": _integer(1).means(
+        "parts of a device's share of the batch, one after the other, to save memory"
+    ),
+    "num_epochs": _integer(1).means("passes over the training set"),
     "num_steps": Field(
         (int, type(None)),
         lambda v: v is None or 1 <= v < 2**31,
-        "an integer from 1 to 2147483647; where it is not given num_epochs counts",
+        "an integer from 1 to 2147483647; by default num_epochs counts",
+    ).means("training steps in place of num_epochs"),
+    "dtype": _choice("float32", "bfloat16").means(
+        "type the layers compute in; parameters and velocity stay float32"
     ),
-    "dtype": _choice("float32", "bfloat16"),
-    "parallel": _choice("pmap", "split"),
-    "learning_rate": _number(0, open_low=True),
-    "momentum": _fraction(),
-    "weight_decay": _number(0),
-    "rate_factors": _by_parameter("factors of their learning rate", 2.0),
-    "weight_decays": _by_parameter("their weight decay", 0.0),
-    "schedule": _choice("plateau", "epochs"),
+    "parallel": _choice("pmap", "split").means(
+        "'pmap': a whole network per device; 'split': a pair of devices divides the columns"
+    ),
+    "learning_rate": _number(0, open_low=True).means(
+        "initial rate; the velocity is momentum v - weight_decay lr w - lr gradient (section 5)"
+    ),
+    "momentum": _fraction().means("of the velocity"),
+    "weight_decay": _number(0).means("of all parameters that weight_decays does not name"),
+    "rate_factors": _by_parameter("factors of their learning rate", 2.0).means(
+        "factors of the learning rate for parameters, by globs of their names"
+    ),
+    "weight_decays": _by_parameter("their weight decay", 0.0).means(
+        "weight decay in place of weight_decay, by globs of names; the last match counts"
+    ),
+    "schedule": _choice("plateau", "epochs").means(
+        "'plateau': divide the rate when validation stops improving; 'epochs': follow milestones"
+    ),
     "milestones": Field(
         tuple,
         _are_milestones,
         "a tuple of (epoch of at least 2, parameters, factor), such as ((25, '*', 0.1),)",
+    ).means("factors of the rate from the beginning of an epoch on, by globs of names"),
+    "plateau.factor": _inside().means("by which the rate is multiplied on a plateau"),
+    "plateau.patience": _integer(1).means(
+        "evaluations in a row without improvement that make a plateau"
     ),
-    "plateau.factor": _inside(),
-    "plateau.patience": _integer(1),
-    "plateau.rtol": _inside(),
-    "plateau.min_scale": _number(0, 1),
-    "eval_every_epochs": _integer(1),
-    "checkpoint_every_steps": _integer(1),
-    "log_every_steps": _integer(1),
-    "on_nan": _choice("stop", "rewind"),
+    "plateau.rtol": _inside().means(
+        "relative drop of the validation error that counts as improvement"
+    ),
+    "plateau.min_scale": _number(0, 1).means("smallest product of all these factors"),
+    "eval_every_epochs": _integer(1).means("epochs between evaluations on the validation set"),
+    "checkpoint_every_steps": _integer(1).means(
+        "steps between checkpoints; evaluations save one too"
+    ),
+    "log_every_steps": _integer(1).means("steps between lines of metrics.jsonl"),
+    "on_nan": _choice("stop", "rewind").means(
+        "when a number is not finite: 'stop', or 'rewind' to the last good checkpoint"
+    ),
     "rewind_divisor": Field(
         float, lambda v: 1 < v <= LARGEST, f"a number above 1 and at most {LARGEST:g}"
+    ).means("by which a rewind divides the learning rate"),
+    "max_rewinds": _integer(1).means("rewinds before the run stops"),
+    "model.num_classes": _integer(2).means("outputs of the last layer"),
+    "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2").means(
+        "columns of the network: 2 as on the paper's two GPUs (section 3.5)"
     ),
-    "max_rewinds": _integer(1),
-    "model.num_classes": _integer(2),
-    "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2"),
     "model.cross_layers": Field(
         tuple,
         lambda v: len(set(v)) == len(v) and all(type(name) is str for name in v),
         "a tuple of layers, such as ('conv3',)",
-    ),
+    ).means("with groups=2, convolutional layers that read both columns"),
     "model.layers": Field(
         tuple,
         _are_layers,
         "a tuple of convolutional layers in order, each conv1 or local1, conv2 or local2, ...",
+    ).means("convolutional (conv1, ...) and locally connected (local1, ...) layers"),
+    "model.features": _integers(1).means("channels of each of them"),
+    "model.kernels": _integers(1).means("side of the filters of each, in pixels"),
+    "model.strides": _integers(1).means("stride of each, in pixels"),
+    "model.padding": _integers(0).means("zeros around the input of each, in pixels"),
+    "model.ceil_mode": _flag().means(
+        "whether output sizes are rounded up, so that the last window overhangs"
     ),
-    "model.features": _integers(1),
-    "model.kernels": _integers(1),
-    "model.strides": _integers(1),
-    "model.padding": _integers(0),
-    "model.ceil_mode": _flag(),
     "model.stages": Field(
         tuple,
         _are_stages,
         f"for each layer a tuple, without repetition, of {', '.join(map(repr, STAGES))}",
+    ).means("what follows each convolutional layer, in order"),
+    "model.hidden": _integers(1).means("units of the fully connected layers before the last"),
+    "model.dropout": _fraction().means(
+        "share of their units that a training step drops (section 4.2)"
     ),
-    "model.hidden": _integers(1),
-    "model.dropout": _fraction(),
-    "model.dropout_scaling": _choice("train", "test"),
-    "model.lrn.k": _number(0, open_low=True),
-    "model.lrn.n": _integer(1, LONGEST),
-    "model.lrn.alpha": _number(0),
-    "model.lrn.beta": _number(0),
-    "model.lrn.within_groups": _flag(),
-    "model.spatial_norm.k": _number(0, open_low=True),
-    "model.spatial_norm.n": _integer(1, LONGEST),
-    "model.spatial_norm.alpha": _number(0),
-    "model.spatial_norm.beta": _number(0),
-    "model.pool.window": _integer(1, WIDEST),
-    "model.pool.stride": _integer(1),
-    "model.initializer": _choice("normal", "he_normal"),
-    "model.init_std": _number(0, open_low=True),
+    "model.dropout_scaling": _choice("train", "test").means(
+        "outputs are scaled when testing, as in the paper, or by the inverse when training"
+    ),
+    "model.lrn.k": _number(0, open_low=True).means(
+        "local response normalization divides by (k + alpha sum)^beta (section 3.3)"
+    ),
+    "model.lrn.n": _integer(1, LONGEST).means("neighbouring channels in the sum"),
+    "model.lrn.alpha": _number(0).means("factor of the sum; not divided by n"),
+    "model.lrn.beta": _number(0).means("exponent"),
+    "model.lrn.within_groups": _flag().means(
+        "with groups=2, whether the sum stays inside a column"
+    ),
+    "model.spatial_norm.k": _number(0, open_low=True).means(
+        "the same over the pixels of one feature map"
+    ),
+    "model.spatial_norm.n": _integer(1, LONGEST).means("side of the window, in pixels"),
+    "model.spatial_norm.alpha": _number(0).means(
+        "factor of the sum; not divided by the number of pixels"
+    ),
+    "model.spatial_norm.beta": _number(0).means("exponent"),
+    "model.pool.window": _integer(1, WIDEST).means(
+        "side of a pooling window, in pixels (section 3.4)"
+    ),
+    "model.pool.stride": _integer(1).means("pixels between windows"),
+    "model.initializer": _choice("normal", "he_normal").means(
+        "of the weights: N(0, init_std), or He et al. 2015"
+    ),
+    "model.init_std": _number(0, open_low=True).means("standard deviation of the initial weights"),
     "model.init_stds": Field(
         tuple,
         lambda v: all(_is_number(std) and std >= SMALLEST for std in v),
-        "an empty tuple, or one of numbers above 0, one a layer",
-    ),
+        "an empty tuple, or one of numbers above 0, one per layer",
+    ).means("one per layer in place of init_std"),
     "model.biases": Field(
-        tuple, lambda v: all(map(_is_number, v)), "a tuple of finite numbers, one a layer"
+        tuple, lambda v: all(map(_is_number, v)), "a tuple of finite numbers, one per layer"
+    ).means("initial biases, one per layer"),
+    "model.input_scale": _number(0, open_low=True).means(
+        "factor of the pixels, 0 to 255 minus the mean, before the first layer"
     ),
-    "model.input_scale": _number(0, open_low=True),
-    "dataset.name": Field(str, bool, "a tfds name, 'folder' or 'digits'"),
-    "dataset.path": _path(True),
-    "dataset.data_dir": _path(False),
-    "dataset.image_size": _integer(1, 4096),
-    "dataset.encoding": _choice("jpeg", "raw"),
-    "dataset.jpeg_quality": _integer(1, 100),
-    "dataset.on_error": _choice("raise", "skip"),
-    "dataset.cache": _choice("none", "device"),
-    "augment.crop": _integer(1),
-    "augment.flip": _flag(),
-    "augment.shared_by": _integer(1),
-    "augment.mean_crop": _choice("same", "centre"),
-    "augment.colour_std": _number(0),
-    "augment.colour_rule": _choice("paper", "released"),
+    "dataset.name": Field(str, bool, "a tfds name, 'folder' or 'digits'").means(
+        "'folder', 'digits' (of scikit-learn) or a tensorflow-datasets name"
+    ),
+    "dataset.path": _path(True).means("for name='folder': holds train/<class>/ and val/<class>/"),
+    "dataset.data_dir": _path(False).means("where prepared data sets lie"),
+    "dataset.image_size": _integer(1, 4096).means("side of the stored squares, in pixels"),
+    "dataset.encoding": _choice("jpeg", "raw").means("how squares are stored"),
+    "dataset.jpeg_quality": _integer(1, 100).means("of encoding='jpeg'"),
+    "dataset.on_error": _choice("raise", "skip").means(
+        "damaged images and records: 'raise', or 'skip' up to 1 %"
+    ),
+    "dataset.cache": _choice("none", "device").means(
+        "'device': the training set lies in the memory of the devices"
+    ),
+    "augment.crop": _integer(1).means(
+        "side of the crops that the network sees, in pixels (section 4.1)"
+    ),
+    "augment.flip": _flag().means("whether training reflects images left to right at random"),
+    "augment.shared_by": _integer(1).means("consecutive images that share crop and reflection"),
+    "augment.mean_crop": _choice("same", "centre").means(
+        "what is subtracted: each pixel's 'same' place in the mean image, or its 'centre' crop"
+    ),
+    "augment.colour_std": _number(0).means(
+        "standard deviation of the PCA colour factors; 0 for none"
+    ),
+    "augment.colour_rule": _choice("paper", "released").means(
+        "scale of the colour axes, see augment.colour_axes"
+    ),
     "augment.colour_epochs": Field(
         (int, type(None)),
         lambda v: v is None or 0 <= v < 2**31,
-        "an integer from 0 to 2147483647; where it is not given all epochs count",
+        "an integer from 0 to 2147483647; by default never",
+    ).means("epochs after which colours are shifted no more"),
+    "augment.test_crops": _choice("ten", "nine").means(
+        "crops whose predictions the last evaluation averages"
     ),
-    "augment.test_crops": _choice("ten", "nine"),
 }
 
-# What a continued run may change: how long it is, how a batch is spread over devices and over time
-# (sums in another order), what it writes when, where the pictures lie, and what is done about
+# What a resumed run may change: how long it is, how a batch is spread over devices and over time
+# (sums in another order), what it writes when, where the images lie, and what is done about
 # damaged ones.
 CHANGEABLE = frozenset(
     {
@@ -225,7 +290,7 @@ CHANGEABLE = frozenset(
     }
 )
 
-# Fields that configs of earlier versions lack, with the value that these acted by.
+# Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
 

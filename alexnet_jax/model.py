@@ -26,18 +26,18 @@ class AlexNet(nn.Module):
 
     With the defaults the eight layers of sections 3.1 to 3.5 of the paper in one column: 62,378,344
     parameters, 659,272 activations. conv1 and conv2 are followed by ReLU, local response
-    normalisation and overlapping pooling, conv3 and conv4 by ReLU, conv5 by ReLU and pooling, fc6
+    normalization and overlapping pooling, conv3 and conv4 by ReLU, conv5 by ReLU and pooling, fc6
     and fc7 by ReLU and dropout. Krizhevsky's CIFAR-10 nets are other values of the same attributes.
 
     The attributes are the fields of `config.model` (configs/alexnet.py says what they mean, and
     differs in `dropout_scaling`) and
 
-      dtype: the type the layers compute in. Parameters, the denominators of the normalisations and
+      dtype: the type the layers compute in. Parameters, the denominators of the normalizations and
         the logits are float32 whatever it is.
       column_axis: where given, this is one column of two, on a device of its own (below).
 
     `groups=2` gives the paper's two columns on one device: every convolution but conv1 and those in
-    `cross_layers` reads the maps of its own column only, and so does the normalisation if
+    `cross_layers` reads the feature maps of its own column only, and so does the normalization if
     `lrn['within_groups']`, as on the paper's two devices; the fully connected layers read both.
     With `column_axis` the name of a mapped axis of size two, the module is the column of that index
     of the same network: its parameters are the halves of each kernel's and bias's last axis, and
@@ -94,18 +94,17 @@ class AlexNet(nn.Module):
 
         Args:
           images: (batch, height, width, 3), RGB of 0 to 255 less the training set's mean.
-          train: whether units of fc6 and fc7 are dropped; needs the 'dropout' random key.
+          train: whether units of fc6 and fc7 are dropped; needs the 'dropout' PRNG key.
           example_ids: (batch,) integers. Which units are dropped depends on the key and on an
             example's id alone, so that sharding a batch over devices changes nothing. Default:
             0, 1, 2, ...
 
         Returns:
-          (batch, num_classes) float32. The maps after each stage (relu1, lrn1, max_pool1, ...
-          relu7, dropout7) are in the 'intermediates' collection if it is made mutable.
+          (batch, num_classes) float32. The feature maps after each stage (relu1, lrn1, max_pool1,
+          ... relu7, dropout7) are in the 'intermediates' collection if it is made mutable.
 
         Raises:
-          ValueError: a stage that is none. What else may be wrong with the attributes
-          config.validate refuses.
+          ValueError: a stage does not exist. config.validate checks the other attributes.
         """
         x = (images * self.input_scale).astype(self.dtype)
         for i, name in enumerate(self.layers):

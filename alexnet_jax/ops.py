@@ -1,9 +1,9 @@
-"""The normalisations and poolings; local normalisation and max pooling with gradients of their own.
+"""Normalization and pooling; local normalization and max pooling have gradients of their own.
 
-What autodiff makes of those two is the slowest part of the net after the convolutions: on a CPU
-forward and backward together take two to three times (normalisation) and about nine times
-(pooling) as long. Less is kept in between, too: the input alone by the one, a byte for each
-output by the other.
+With the gradients that autodiff gives, these two are the slowest part of the net after the
+convolutions: on a CPU forward and backward together take two to three times as long
+(normalization) and about nine times as long (pooling). Less is kept for the backward pass, too: the
+input alone by the one, a byte per output by the other.
 """
 
 from functools import partial, reduce
@@ -41,12 +41,13 @@ def local_response_norm(
 def spatial_response_norm(
     x: jax.Array, *, k: float = 1.0, n: int = 5, alpha: float = 4e-5, beta: float = 0.75
 ) -> jax.Array:
-    """Divide each pixel by a power of the energy around it in its own map, (..., H, W, C).
+    """Divide each pixel by a power of the energy around it in its own feature map, (..., H, W, C).
 
     `local_response_norm` with the n x n pixels of the same channel as the window: rows and columns
-    i - n//2 to i + (n-1)//2, cut at the borders of the map. After the second layer of the network
-    as the authors released it in 2012, with the defaults (alpha is their 1e-3 / 25), and in their
-    CIFAR-10 nets. Caffe's LRN WITHIN_CHANNEL. Dtypes and errors as `local_response_norm`.
+    i - n//2 to i + (n-1)//2, cut at the borders of the feature map. It follows the second layer of
+    the network as the authors released it in 2012, with the defaults (alpha is their 1e-3 / 25),
+    and layers of their CIFAR-10 nets. Caffe's LRN WITHIN_CHANNEL. Dtypes and errors as
+    `local_response_norm`.
     """
     _check_norm("spatial_response_norm", x, n, axes=3)
     return _lrn(x, k, n, alpha, beta, (-3, -2))

@@ -26,7 +26,7 @@ def momentum_sgd(
 
     Args:
       learning_rate: a scalar, or a tree of scalars like the parameters; traced or not. The
-        optimiser's state, optax.TraceState of v, does not depend on it.
+        optimizer's state, optax.TraceState of v, does not depend on it.
       momentum: of 0 to 1.
       weight_decay: a number, or a tree of numbers like the parameters.
     """

@@ -1,7 +1,7 @@
-"""Devices: one function over all of them, state on each, batches dealt out.
+"""Devices: one function over all of them, the state on each, batches sharded.
 
-The functions that a sharding spreads see one device's share of the batch and the axis DATA over the
-shares; they do not depend on how many there are.
+The functions that a sharding maps over the devices see one device's share of the batch and the axis
+DATA over the shares; they do not depend on the number of devices.
 """
 
 import concurrent.futures
@@ -30,10 +30,10 @@ class Pmap:
         self.shares = jax.device_count()
 
     def map(self, function: Callable, *, updates_state: bool = False) -> Any:
-        """Return `function(state, batch)` over all devices; `state` and `batch` as placed here.
+        """Return `function(state, batch)` over all devices; `state` is replicated, `batch` sharded.
 
         A function that `updates_state` returns (state, metrics), and its `state` is donated; what
-        another returns is equal on all devices. The result has `lower` as jax.jit's has.
+        any other function returns is equal on all devices. The result has `lower` as jax.jit's has.
         """
         return jax.pmap(function, axis_name=DATA, donate_argnums=(0,) if updates_state else ())
 
@@ -48,8 +48,8 @@ class Pmap:
         return jax.tree.map(copies, tree)
 
     def unreplicate(self, tree: Any) -> Any:
-        """Return one copy of a placed state, or of a part of it, as NumPy arrays."""
-        # A copy, for on a CPU NumPy would see the memory that the next step is donated.
+        """Return one copy of a replicated state, or of a part of it, as NumPy arrays."""
+        # A copy: on a CPU NumPy would share the memory that is donated to the next step.
         return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Pmap:
 
 
 class Split:
-    """Pairs of devices share the network as in the paper, a column each; pairs share the batch.
+    """Pairs of devices share the network as in the paper, one column each; pairs share the batch.
 
     Arrays are global, over a mesh (DATA, MODEL) of (pairs, 2): parameters and velocity are halved
     along their last axis, the units; all else is on every device. Figure 2 of the paper.

@@ -1,4 +1,4 @@
-"""Class names and probabilities of pictures, by the network of a run."""
+"""Class names and probabilities of images, by the network of a run."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ class Classifier:
     """The network of a run's best checkpoint, compiled when it is first called.
 
     Attributes:
-      size: side in pixels of the pictures that it takes, `config.dataset.image_size`.
+      size: side in pixels of the images that it takes, `config.dataset.image_size`.
       step: of the checkpoint.
       class_names: of the data set that it was trained on.
 
@@ -61,25 +61,25 @@ def predict(
     images: Path | np.ndarray | Iterable[Path | np.ndarray],
     top: int = 5,
 ) -> list[Answer]:
-    """Name what pictures show, with the best checkpoint of a run.
+    """Classify images with the best checkpoint of a run.
 
     Args:
       workdir: the directory of a run, finished or not.
-      images: paths of pictures, or uint8 arrays (height, width, 3) or (height, width) of any size;
+      images: paths, or uint8 arrays (height, width, 3) or (height, width) of any size;
         one, or any number of them. Each is cut and scaled to the stored size of the run's data set,
         and its centre crop is judged.
       top: how many classes to name.
 
     Returns:
-      For each picture its `top` classes as (name, probability), the most probable first.
+      For each image its `top` classes as (name, probability), the most probable first.
 
     Raises:
-      InputError: `workdir` holds no checkpoint, or a picture cannot be read.
+      InputError: `workdir` holds no checkpoint, or an image cannot be read.
     """
     classifier = Classifier(workdir)
     one = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 4) < 4
-    pictures: Any = [images] if one else images
-    squares = (load_image(picture, classifier.size) for picture in pictures)
+    several: Any = [images] if one else images
+    squares = (load_image(image, classifier.size) for image in several)
     return [answer for batch in batches(squares) for answer in classifier(batch, top)]
 
 

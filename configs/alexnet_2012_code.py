@@ -10,10 +10,10 @@ Source    the network `layers-145` of the source published by the Computer Histo
 Data      imagenet2012: 256 px squares.
 Hardware  as configs/alexnet.py; with `--config.parallel=split` each pair of devices divides the
           network as the authors' two GPUs did.
-Cost      60,965,224 parameters, 0.72 G multiply-adds an image forward; 90 epochs (five to six days
+Cost      60,965,224 parameters, 0.72 G multiply-adds per image forward; 90 epochs (five to six days
           on two GTX 580 in 2012).
 Error     40.664 % top-1, 18.210 % top-5 on ILSVRC-2012's validation set, ten crops, as logged by
-          the authors. Not yet reproduced here.
+          the authors. Not run on ImageNet yet.
 
 `augment.shared_by` repeats an artefact of theirs; 1 is better practice.
 The biases' rate is read off the end state in `layers/layer-params-145.cfg`: .02 beside the weights'

@@ -1,11 +1,11 @@
 """Krizhevsky's CIFAR-10 net "11 %": cifar10_13pct with local response normalisation.
 
 Source    Krizhevsky's cuda-convnet, `layers-conv-local-11pct`.
-Data      as cifar10_13pct. He trained 350 epochs on four fifths of the training pictures, the rest
+Data      as cifar10_13pct. He trained 350 epochs on four fifths of the training images, the rest
           telling him when to stop, then on all of them; here all are used from the start.
 Hardware  a GPU, for the number of epochs.
-Cost      2,112,970 parameters, 19.5 M multiply-adds an image forward; 520 epochs.
-Error     11 % published; not yet repeated here.
+Cost      2,112,970 parameters, 19.5 M multiply-adds per image forward; 520 epochs.
+Error     11 % published; not run yet.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ Data      as cifar10_80sec, with random crops of 24 px and reflections; the soft
           crops are averaged in the test ("ten crops" in the outputs).
 Hardware  a GPU, for the number of epochs: 203,125 steps, a little over six minutes on an H200. The
           training set lies in the device's memory.
-Cost      1,116,490 parameters, 18.5 M multiply-adds an image forward; 520 epochs ("long":
+Cost      1,116,490 parameters, 18.5 M multiply-adds per image forward; 520 epochs ("long":
           the number is that of cifar10_11pct).
 Error     13 % published; 11.7 % here after 379 epochs, the rate lowered at the 360th and the
           370th in place of the 501st and the 511th (one seed).

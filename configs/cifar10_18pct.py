@@ -3,8 +3,8 @@
 Source    Krizhevsky's cuda-convnet, `layers-18pct`: a spatial norm after the first two pools, one
           fully connected layer.
 Data      as cifar10_80sec.
-Hardware  a CPU will do.
-Cost      89,578 parameters, 12.3 M multiply-adds an image forward; 140 epochs.
+Hardware  a CPU is enough.
+Cost      89,578 parameters, 12.3 M multiply-adds per image forward; 140 epochs.
 Error     18 % published; 18.0 % here (one seed).
 """
 

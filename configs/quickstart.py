@@ -1,11 +1,11 @@
 """The whole chain on handwritten digits, in about two minutes on two CPU cores.
 
-Source    the eight layers of configs/alexnet.py, narrower and for smaller pictures.
+Source    the eight layers of configs/alexnet.py, narrower and for smaller images.
 Data      digits: the 1,797 handwritten digits (8 x 8) that scikit-learn carries, enlarged to 72 px;
           every fifth is held out.
 Error     held-out top-1: at most 3 %.
 
-With N(0, .01) a net this small stays at chance for hundreds of steps; hence He's initial weights
+With N(0, .01) a net this small stays at chance for hundreds of steps. Hence He's initial weights
 and inputs of the order of 1. Digits are not reflected.
 """
 

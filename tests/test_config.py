@@ -4,11 +4,14 @@ import importlib
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
+from alexnet_jax import command_line
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.fields import FIELDS
 from alexnet_jax.rundir import resume
 from configs import alexnet, alexnet_two_device
 from tests.runs import within
@@ -222,3 +225,11 @@ def test_json_is_on_the_disk_before_it_has_its_name_and_its_name_is_before_anyth
     monkeypatch.setattr(pathlib.Path, "replace", lambda *to: done.append("named") or replace(*to))
     config_lib.write_json(2, path)
     assert done == [path.stat().st_ino, "named", tmp_path.stat().st_ino]
+
+
+def test_every_field_has_a_meaning_and_help_shows_it(capsys):
+    assert command_line.main(["run.py", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, field in FIELDS.items():
+        assert field.meaning, name
+        assert re.search(rf"^  {re.escape(name)} +{re.escape(field.meaning)}$", shown, re.M), name

@@ -114,11 +114,11 @@ def test_bfloat16_sums_in_float32(monkeypatch):
         (1, 20, 1),
     ],
 )
-def test_as_many_pictures_at_a_time_as_fit_the_cache_in_equal_parts_if_any_are_large_enough(
+def test_as_many_images_at_a_time_as_fit_the_cache_in_equal_parts_if_any_are_large_enough(
     batch, of_one, some, monkeypatch
 ):
     monkeypatch.setattr(conv, "CACHED_BYTES", 100)
-    assert conv._pictures_at_a_time(batch, of_one) == some
+    assert conv._images_at_a_time(batch, of_one) == some
 
 
 @pytest.mark.parametrize("batch", [1, 6, 7, 127])

@@ -5,8 +5,15 @@ from alexnet_jax.rundir.checkpoint import Checkpoints, restore
 from alexnet_jax.rundir.metrics import MetricsWriter
 from alexnet_jax.rundir.progress import evaluating, say
 from alexnet_jax.rundir.record import RunRecord
-from alexnet_jax.rundir.resume import RESULT, check, finished_result, locked, rewinds
-from alexnet_jax.rundir.rewind import LAST_GOOD, rewind_or_stop
+from alexnet_jax.rundir.resume import (
+    LAST_GOOD,
+    RESULT,
+    check,
+    finished_result,
+    locked,
+    rewind_or_stop,
+    rewinds,
+)
 from alexnet_jax.rundir.tensorboard import scalars
 from alexnet_jax.rundir.version import VERSION, device, versions
 

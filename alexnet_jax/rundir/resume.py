@@ -1,4 +1,4 @@
-"""The run directory before a run: may it begin there, go on, or has it ended already?"""
+"""Whether a run may begin or resume in a directory, from which checkpoint, and its rewinds."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.host import regular
 from alexnet_jax.optim import total_steps
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import checkpoint, quarantine
 from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
+LAST_GOOD = "the last good checkpoint"  # in the message of a stop, for those who read it
 REWINDS = "rewinds.json"  # how often the run has been rewound; not there if never
 # Beside `step`, what result.json holds.
 RESULT = (
@@ -83,6 +84,41 @@ def rewinds(workdir: pathlib.Path) -> int:
 def note_rewinds(workdir: pathlib.Path, number: int) -> None:
     """Let `rewinds` return `number`, also after a crash."""
     config_lib.write_json(number, workdir / REWINDS)
+
+
+def rewind_or_stop(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    error: NotFinite,
+    rewinds: int,
+    checkpoints: checkpoint.Checkpoints,
+) -> None:
+    """Make ready to go on after `error`, or raise it with what else the user needs to know.
+
+    `rewinds` is how often the run has been rewound, this time included. Raises NotFinite where
+    `config.on_nan` is 'stop', and where that is more often than `config.max_rewinds`.
+    """
+    newest, good = checkpoints.latest(), checkpoints.newest_before(error.since)
+    diverged = newest != good
+    if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
+        primary, moved = jax.process_index() == 0, ""
+        if primary:  # before anything changes that knows how often it has been
+            note_rewinds(workdir, rewinds)
+        if diverged:
+            checkpoints.set_diverged_aside(error.since)
+            moved = f"; step {newest}, which led to it, is now in {quarantine.DIVERGED}"
+        if primary:
+            print(f"{error}; rewind {rewinds} of {config.max_rewinds}{moved}", file=sys.stderr)
+        return
+    tried = f" after {rewinds - 1} rewinds" if config.on_nan == "rewind" else ""
+    last_good = f"step {good} in {checkpoints.path}" if good else "none"
+    led_to_it = f" (step {newest} there led to it)" if diverged else ""
+    raise NotFinite(
+        f"{error}{tried}; {LAST_GOOD}, which is kept: {last_good}{led_to_it}; take a"
+        " lower config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
+        + (" and more --config.max_rewinds" if tried else ""),
+        error.since,
+    ) from error
 
 
 def _refuse_another_run(

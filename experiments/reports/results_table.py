@@ -1,7 +1,7 @@
-"""The README's table of results: every number of it is from a file in experiments/results.
+"""The table in docs/results.md: every number of it comes from a file in experiments/results.
 
     python experiments/reports/results_table.py          # prints the table
-    python experiments/reports/results_table.py --write  # puts it into README.md, between its marks
+    python experiments/reports/results_table.py --write  # writes it into docs/results.md
 
 A row is one of ROWS: a recipe, what it was trained on, and where its runs are recorded.
 """
@@ -19,6 +19,7 @@ from alexnet_jax.errors import InputError
 from experiments import command_line, trial_records
 
 RESULTS = "experiments/results"
+PAGE = "docs/results.md"
 EPOCHS = "epochs_to_target"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 HEAD = (
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 ROWS = (
     Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs"),
     Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct", "18pct", "18"),
-    Row("cifar10_13pct", "CIFAR-10, nine crops, bounded: 379 of 520 epochs, the last 20 on the CPU",
+    Row("cifar10_13pct", "CIFAR-10, nine crops, cut short: 379 of 520 epochs, the last 20 on a CPU",
         "cifar10_13pct", "13pct", "13", "ten_crop_top1_error"),
     Row("figure1", "CIFAR-10, ReLU", "figure1", "relu-lr0.003", "6 epochs", EPOCHS),
     Row("figure1", "CIFAR-10, tanh", "figure1", "tanh-lr0.01", "36 epochs", EPOCHS),
@@ -53,11 +54,11 @@ ROWS = (
         EPOCHS),
     Row("figure1", "CIFAR-10, ReLU, He's weights", "figure1_he", "relu-lr0.01", "", EPOCHS),
     Row("figure1", "CIFAR-10, tanh, He's weights", "figure1_he", "tanh-lr0.03", "", EPOCHS),
-    Row("alexnet_cifar10", "CIFAR-10, bounded: 4 epochs", "first_runs", "cifar10"),
-    Row("alexnet", f"2,500 Imagenette pictures, with [overrides]({RESULTS}/README.md), bounded:"
+    Row("alexnet_cifar10", "CIFAR-10, cut short: 4 epochs", "first_runs", "cifar10"),
+    Row("alexnet", f"2,500 Imagenette images, with [overrides](../{RESULTS}/README.md), cut short:"
         " 8 epochs", "first_runs", "imagenette-227px"),
-    Row("alexnet", f"the same pictures, other [overrides]({RESULTS}/README.md), bounded: 4 epochs",
-        "imagenette_ablations", "full"),
+    Row("alexnet", f"the same images, other [overrides](../{RESULTS}/README.md), cut short:"
+        " 4 epochs", "imagenette_ablations", "full"),
     Row("quickstart", "digits", "bfloat16_digits", "full"),
     Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
 )  # fmt: skip
@@ -99,7 +100,7 @@ def line(row: Row, results: pathlib.Path) -> str:
     if log == ".json":
         del links["file"]
     cells = [
-        f"[{row.recipe}](configs/{row.recipe}.py)",
+        f"[{row.recipe}](../configs/{row.recipe}.py)",
         row.data,
         error,
         row.published,
@@ -107,7 +108,7 @@ def line(row: Row, results: pathlib.Path) -> str:
         time,
         "; ".join(sorted(set().union(*(run["devices"] for run in found)))),
         str(len(found)) if len(found) == len(begun) else f"{len(found)} of {len(begun)}",
-        ", ".join(f"[{name}]({RESULTS}/{row.file}{end})" for name, end in links.items()),
+        ", ".join(f"[{name}](../{RESULTS}/{row.file}{end})" for name, end in links.items()),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -119,19 +120,19 @@ def table(results: pathlib.Path) -> str:
 
 
 def main() -> int:
-    """Print the table, or write it into README.md; return the exit code."""
+    """Print the table, or write it into docs/results.md; return the exit code."""
     parser = command_line.Parser(__doc__)
-    parser.add_argument("--write", action="store_true", help="put it into README.md")
+    parser.add_argument("--write", action="store_true", help="write it into docs/results.md")
     text = table(ROOT / RESULTS)
     if not parser.parse_args().write:
         print(text, end="")
         return 0
-    readme = ROOT / "README.md"
-    page = readme.read_text()
+    path = ROOT / PAGE
+    page = path.read_text()
     if [page.count(mark) for mark in (BEGIN, END)] != [1, 1]:
-        raise InputError(f"README.md needs one line {BEGIN.strip()} and one {END.strip()} after it")
+        raise InputError(f"{PAGE} needs one line {BEGIN.strip()} and one {END.strip()} after it")
     before, _, rest = page.partition(BEGIN)
-    readme.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    path.write_text(before + BEGIN + text + END + rest.partition(END)[2])
     return 0
 
 

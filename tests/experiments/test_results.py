@@ -1,4 +1,4 @@
-"""The README's table of results against the recorded files."""
+"""The table of docs/results.md against the recorded files."""
 
 import json
 import pathlib
@@ -9,12 +9,12 @@ from experiments.reports import results_table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments/results"
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / results_table.PAGE).read_text()
 
 
-def test_the_table_of_the_readme_is_that_of_the_files():
+def test_the_table_is_that_of_the_files():
     """After `python experiments/reports/results_table.py --write` it is."""
-    shown = README.partition(results_table.BEGIN)[2].partition(results_table.END)[0]
+    shown = PAGE.partition(results_table.BEGIN)[2].partition(results_table.END)[0]
     assert shown == results_table.table(RESULTS)
 
 
