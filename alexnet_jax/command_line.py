@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
 from alexnet_jax.host import compilation_cache, heap, processes, streams
@@ -300,14 +300,15 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
             result = train_and_evaluate(config, workdir)
         if result is not None:
             print(
-                f"{workdir}: {_errors(result)}{_skipped(result)}; {result['seconds']:.0f} s. It"
-                " holds result.json, metrics.jsonl, config.json, checkpoints/ and tensorboard/"
+                f"{workdir}: {_errors(result, config.model.num_classes)}{_skipped(result)};"
+                f" {result['seconds']:.0f} s. It holds result.json, metrics.jsonl, config.json,"
+                " checkpoints/ and tensorboard/"
             )
     elif mode == "profile":
         print(profile(config, workdir))
     elif mode == "evaluate":
         result = evaluate_checkpoint(workdir, config)
-        print(f"{workdir}: {_errors(result)}{_skipped(result)}")
+        print(f"{workdir}: {_errors(result, result['num_classes'])}{_skipped(result)}")
     else:
         _predict(workdir, given["images"] + arguments, given["out"])
 
@@ -333,9 +334,9 @@ def _directory(flag: str, value: str) -> pathlib.Path:
 
 
 def _show(path: str, answer: list[tuple[str, float]]) -> None:
-    print(path)
+    print(printable(path))
     for name, probability in answer:
-        print(f"  {probability:7.2%}  {name}")
+        print(f"  {probability:7.2%}  {printable(name)}")
 
 
 def _skipped(result: dict[str, Any]) -> str:
@@ -343,9 +344,11 @@ def _skipped(result: dict[str, Any]) -> str:
     return f"; damaged records skipped: {number}" if number else ""
 
 
-def _errors(result: dict[str, Any]) -> str:
+def _errors(result: dict[str, Any], num_classes: int) -> str:
+    """Return the errors of `result`; of up to five classes without top-5, which is always 0."""
+    top5 = [f", top-5 {result['top5_error']:.2%}", f", {result['ten_crop_top5_error']:.2%}"]
+    of_one, of_ten = top5 if num_classes > 5 else ("", "")
     return (
-        f"step {result['step']}: validation top-1 error {result['top1_error']:.2%},"
-        f" top-5 {result['top5_error']:.2%} (ten crops: {result['ten_crop_top1_error']:.2%},"
-        f" {result['ten_crop_top5_error']:.2%})"
+        f"step {result['step']}: validation top-1 error {result['top1_error']:.2%}{of_one}"
+        f" (ten crops: {result['ten_crop_top1_error']:.2%}{of_ten})"
     )

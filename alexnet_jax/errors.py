@@ -1,6 +1,11 @@
 """Errors that the user can fix."""
 
 
+def printable(text: str) -> str:
+    """Return `text` with what does not print, such as what steers a terminal, escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
     """Bad input: a config field, a path, a data set, an image.
 
@@ -9,8 +14,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        """Take the message; what is not printable, such as a newline in a file name, is escaped."""
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        """Take the message; what does not print, as a newline in a file's name, is escaped."""
+        super().__init__(printable(message))
 
 
 class NotFinite(InputError):

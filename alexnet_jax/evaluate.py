@@ -89,8 +89,8 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
         it nothing is downloaded or prepared: a run may be a stranger's.
 
     Returns:
-      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error` and
-      `skipped_records`.
+      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`,
+      `skipped_records` and `num_classes`.
 
     Raises:
       InputError: there is no checkpoint, or the data do not fit the network.
@@ -123,4 +123,5 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
         metrics = evaluate(step, replicated, setting, what)
         assert metrics is not None  # nobody requests to stop
         result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
-    return result | {"skipped_records": dataset.num_damaged}
+    counts = {"skipped_records": dataset.num_damaged, "num_classes": len(dataset.class_names)}
+    return result | counts

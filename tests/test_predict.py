@@ -80,13 +80,19 @@ def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_pa
         happened.append("read")
         return load_image(*arguments)
 
+    def judged(classifier, squares, top, judge=predictions.Classifier.__call__):
+        happened.append(f"judged {len(squares)}")
+        return judge(classifier, squares, top)
+
     monkeypatch.setattr(predictions, "load_image", read)
+    monkeypatch.setattr(predictions.Classifier, "__call__", judged)
     out = tmp_path / "out"
     written = predictions.write_predictions(
         workdir, [str(folder)], out, lambda *_: happened.append("shown")
     )
-    assert (written.pictures, written.shown) == (36, 7)
-    assert happened == ["read"] * 32 + ["shown"] * 32 + ["read"] * 4 + ["shown"] * 4
+    assert (written.images, written.shown) == (36, 7)
+    batches = ["read"] * 32 + ["judged 32"] + ["read"] * 4 + ["judged 4"]
+    assert happened == batches + ["shown"] * 36
 
     side = contact_sheet.SIDE
     with Image.open(out / "predictions.png") as sheet:
@@ -112,7 +118,7 @@ def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, c
     said = lines(f"--images={folder}", str(other))
     assert [said[0], said[6]] == [str(other), str(one)]
     where = workdir / "predictions"
-    assert said[24].startswith("pictures: 4; left out: 0 files")
+    assert said[24].startswith("images: 4; left out: 0 files that are not images")
     assert f"{where}/predictions.csv and {where}/predictions.png (all of them)" in said[24]
     paths = [row[0] for row in rows(where / "predictions.csv")[1:]]
     assert paths == list(map(str, [other, *three]))
@@ -126,10 +132,10 @@ def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, c
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["empty"], "empty holds no pictures"),
+        (["empty"], "empty holds no images"),
         (["pictures", "bad.png"], r"bad.png cannot be decoded as a picture"),
         (["pictures", "no.png"], r"no.png cannot be decoded as a picture \(No such file"),
-        (["broken"], "none of the 1 pictures can be decoded"),
+        (["broken"], "none of the 1 images can be decoded"),
     ],
 )
 def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir, tmp_path):
@@ -151,26 +157,62 @@ def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupt_keeps_the_predictions_of_before(workdir, tmp_path):
+def test_an_interrupt_keeps_the_predictions_of_before(workdir, tmp_path, monkeypatch):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     for i in range(4):
         draw(folder / f"{i}.png", i)
     predictions.write_predictions(workdir, [str(folder)], out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
-    def interrupt(path, answer):
+    def interrupt(squares):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        predictions.write_predictions(workdir, [str(folder)], out, interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predictions, "thumbnail", interrupt)
+        predictions.write_predictions(workdir, [str(folder)], out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     # A sheet of before is no picture to predict, where it lies among them.
     for path in folder.iterdir():
         path.rename(out / path.name)
-    assert predictions.write_predictions(workdir, [str(out)], out).pictures == 4
+    assert predictions.write_predictions(workdir, [str(out)], out).images == 4
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file cannot be written \(File exists\); make room, or"):
         predictions.write_predictions(workdir, [str(out)], tmp_path / "file")
+
+
+def test_the_files_are_there_before_an_answer_is_shown(workdir, tmp_path):
+    out = tmp_path / "out"
+    draw(tmp_path / "pictures" / "one.png", 1)
+
+    def closed(path, answer):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        predictions.write_predictions(workdir, [str(tmp_path / "pictures")], out, closed)
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.png"]
+    assert len(rows(out / "predictions.csv")) == 2
+
+
+def test_what_strangers_named_neither_steers_a_terminal_nor_is_a_formula(
+    tmp_path, monkeypatch, capsys
+):
+    names = ["=1+1", "+1", "-1", "@SUM(1)", "\tx", "\x1b]0;owned\x07", "'quoted", "a=b", "1", "é"]
+    save_run(tmp_path / "run", runs.tiny_config("none"), names)
+    for name in ("=1+1.png", "-\x1b[2J.png"):
+        draw(tmp_path / "pictures" / name, 1)
+    monkeypatch.setattr(predictions, "TOP", 10)
+    monkeypatch.chdir(tmp_path / "pictures")
+    files = ["=1+1.png", "-\x1b[2J.png"]
+    predictions.write_predictions(tmp_path / "run", files, tmp_path, command_line._show)
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "\\x1b]0;owned\\x07" in shown
+    assert "  =1+1" in shown
+    head, *body = rows(tmp_path / "predictions.csv")
+    assert [row[0] for row in body] == ["'=1+1.png", "'-\x1b[2J.png"]
+    for row in body:
+        assert set(row[1::2]) == {"'=1+1", "'+1", "'-1", "'@SUM(1)", "'\tx", *names[5:]}
+        assert all(0 <= float(p) <= 1 for p in row[2::2])
 
 
 def test_names_on_the_sheet_are_ascii():

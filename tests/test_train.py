@@ -379,6 +379,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
 
     evaluated = evaluate_checkpoint(tmp_path)
     assert evaluated.pop("skipped_records") == 0
+    assert evaluated.pop("num_classes") == 10
     for name in evaluated.keys() - {"step"}:
         assert evaluated[name] == pytest.approx(result[name], abs=1e-9)
 

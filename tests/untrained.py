@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +16,17 @@ from alexnet_jax.state import abstract_state
 from tests import runs
 
 
-def save_run(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Write `config` and a checkpoint of step 0, all its arrays random, into `workdir`."""
+def save_run(
+    workdir: pathlib.Path, config: ConfigDict, class_names: Sequence[str] | None = None
+) -> None:
+    """Write `config` and a checkpoint of step 0, all its arrays random, into `workdir`.
+
+    Without `class_names` the classes are named 0, 1, ...
+    """
     workdir.mkdir(parents=True)
     config_lib.save(config, workdir / "config.json")
-    class_names = [str(i) for i in range(config.model.num_classes)]
-    record = RunRecord(config.to_dict(), class_names, "none", seconds=12.4)
+    names = class_names or [str(i) for i in range(config.model.num_classes)]
+    record = RunRecord(config.to_dict(), list(names), "none", seconds=12.4)
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype),

@@ -4,11 +4,14 @@ However many pictures there are, a batch of them is in memory at a time.
 """
 
 import collections
+import contextlib
 import csv
+import json
 import os
 import pathlib
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,23 +25,24 @@ from alexnet_jax.prepare import EXTENSIONS, load_image
 
 CSV, SHEET = "predictions.csv", "predictions.png"
 TOP = 5
-SHOWN = 60  # pictures on the contact sheet
+FORMULA = tuple("=+-@\t\r\n")  # a cell that begins so is one to a spreadsheet
+SHOWN = 60  # images on the contact sheet
 
 
 class Written(NamedTuple):
     """What `write_predictions` has written, and what it has left out."""
 
     directory: pathlib.Path
-    pictures: int
+    images: int
     shown: int
-    no_pictures: int  # files that are none by their names
+    not_images: int  # files that are none by their names
     undecodable: int
 
     def __str__(self) -> str:
-        shown = "all" if self.shown == self.pictures else f"the first {self.shown:,}"
+        shown = "all" if self.shown == self.images else f"the first {self.shown:,}"
         return (
-            f"pictures: {self.pictures:,}; left out: {self.no_pictures:,} files that are no"
-            f" pictures, {self.undecodable:,} that cannot be decoded. Written:"
+            f"images: {self.images:,}; left out: {self.not_images:,} files that are not"
+            f" images, {self.undecodable:,} that cannot be decoded. Written:"
             f" {self.directory / CSV} and {self.directory / SHEET} ({shown} of them)"
         )
 
@@ -51,18 +55,21 @@ def write_predictions(
 ) -> Written:
     """Name what the pictures of `paths` show, with the best checkpoint of the run in `workdir`.
 
-    Files come first, then the pictures of each folder and its subfolders, sorted by name. A file
-    of a folder that cannot be decoded is named on stderr and left out. predictions.csv has a line a
-    picture: `path`, and from the most probable class on `class_1`, `probability_1` to at most
-    `class_5`, `probability_5`; in UTF-8, but for bytes of a file's name that are none, which are
-    escaped. predictions.png shows the first SHOWN pictures as they are judged. Both are written
-    whole or not at all, in place of those that were there.
+    Files come first, then the images of each folder and its subfolders, sorted by name. A file of a
+    folder that cannot be decoded is named on stderr and left out. predictions.csv has one line per
+    image: `path`, and from the most probable class on `class_1`, `probability_1` to at most
+    `class_5`, `probability_5`; in UTF-8, with bytes of a file's name that are not UTF-8 escaped. A
+    path or a class that a spreadsheet would take for a formula, because it begins with '=', '+',
+    '-', '@', a tab or the end of a line, has an apostrophe before it. predictions.png shows the
+    first SHOWN images as they are judged. Both are written whole or not at all, and replace those
+    that were there.
 
     Args:
       workdir: the directory of a run, finished or not.
       paths: of pictures and of folders.
       out: the directory of both files; made if it is not there.
-      show: called with path and answer of each picture, in the order of predictions.csv.
+      show: called with path and answer of each image, in the order of predictions.csv, when both
+        files are written.
 
     Raises:
       InputError: `workdir` holds no checkpoint, a picture of `paths` cannot be read, a folder holds
@@ -74,7 +81,7 @@ def write_predictions(
     sheet = (out / SHEET).resolve()
     for path in folders:
         if not any(is_picture for _, is_picture in _files(path, sheet)):
-            raise InputError(f"{path} holds no pictures, by the extensions of its files")
+            raise InputError(f"{path} holds no images, by the extensions of its files")
     for path in files:  # before anything is said or written
         load_image(path, classifier.size)
     counts: collections.Counter[str] = collections.Counter()
@@ -85,7 +92,7 @@ def write_predictions(
         for folder in folders:
             for path, is_picture in _files(folder, sheet):
                 if not is_picture:
-                    counts["no pictures"] += 1
+                    counts["not images"] += 1
                     continue
                 try:
                     yield path, load_image(path, classifier.size)
@@ -94,32 +101,48 @@ def write_predictions(
                     print(f"left out: {error}", file=sys.stderr)
 
     entries: list[Entry] = []
-    with whole_files(out) as scratch:
-        with (scratch / CSV).open(
-            "w", newline="", encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            rows = csv.writer(file)
-            ranks = range(1, min(TOP, len(classifier.class_names)) + 1)
-            rows.writerow(["path", *(f"{n}_{i}" for i in ranks for n in ("class", "probability"))])
-            for batch in batches(squares()):
-                answers = classifier([square for _, square in batch], TOP)
-                for (path, square), answer in zip(batch, answers, strict=True):
-                    rows.writerow([path, *(v for n, p in answer for v in (n, f"{p:.6g}"))])
-                    if len(entries) < SHOWN:
-                        name = pathlib.Path(path).name
-                        entries.append(Entry(thumbnail(square), name, *answer[0]))
-                    show(path, answer)
-                counts["pictures"] += len(batch)
-        if not entries:
-            raise InputError(f"none of the {counts['undecodable']} pictures can be decoded")
-        number = counts["pictures"]
-        title = f"Pictures: {number:,}"
-        title += f", the first {len(entries)} of them here" if number > len(entries) else ""
-        subtitle = f"Most probable class, by step {classifier.step} of {workdir}"
-        contact_sheet(entries, title, subtitle).save(scratch / SHEET)
-    return Written(
-        out, counts["pictures"], len(entries), counts["no pictures"], counts["undecodable"]
-    )
+    with contextlib.ExitStack() as until_shown:
+        with whole_files(out) as scratch:
+            # The answers wait on the disk until both files are there: they may be millions.
+            answered = until_shown.enter_context(tempfile.TemporaryFile("w+", dir=out))
+            with (scratch / CSV).open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            ) as file:
+                rows = csv.writer(file)
+                rows.writerow(_head(min(TOP, len(classifier.class_names))))
+                for batch in batches(squares()):
+                    answers = classifier([square for _, square in batch], TOP)
+                    for (path, square), answer in zip(batch, answers, strict=True):
+                        rows.writerow(_row(path, answer))
+                        answered.write(json.dumps([path, answer]) + "\n")
+                        if len(entries) < SHOWN:
+                            name = pathlib.Path(path).name
+                            entries.append(Entry(thumbnail(square), name, *answer[0]))
+                    counts["images"] += len(batch)
+            if not entries:
+                raise InputError(f"none of the {counts['undecodable']} images can be decoded")
+            number = counts["images"]
+            title = f"Images: {number:,}"
+            title += f", the first {len(entries)} of them here" if number > len(entries) else ""
+            subtitle = f"Most probable class, by step {classifier.step} of {workdir}"
+            contact_sheet(entries, title, subtitle).save(scratch / SHEET)
+        answered.seek(0)
+        for path, answer in map(json.loads, answered):
+            show(path, [(name, probability) for name, probability in answer])
+    return Written(out, number, len(entries), counts["not images"], counts["undecodable"])
+
+
+def _head(number: int) -> list[str]:
+    return ["path", *(f"{n}_{i + 1}" for i in range(number) for n in ("class", "probability"))]
+
+
+def _row(path: str, answer: Answer) -> list[str]:
+    return [_text(path), *(cell for n, p in answer for cell in (_text(n), f"{p:.6g}"))]
+
+
+def _text(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def _files(

@@ -37,7 +37,7 @@ import ml_collections
 from tqdm import tqdm
 
 from alexnet_jax.data import FORMAT
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, printable
 from alexnet_jax.host import cores, interrupts, regular, sync
 from alexnet_jax.prepare.examples import Contents, Source
 from alexnet_jax.prepare.merge import merge
@@ -124,6 +124,11 @@ def _located(dataset: ml_collections.ConfigDict) -> tuple[Source, dict, pathlib.
 
 def check_classes(num_classes: int, class_names: Sequence[str], name: str) -> None:
     """Raise InputError unless a network has as many outputs as the data set `name` has classes."""
+    if len(class_names) == 1:
+        raise InputError(
+            f"{name!r} has one class, {class_names[0]!r}; at least two are needed: add another, or"
+            " take another --config.dataset.name or --config.dataset.path"
+        )
     if num_classes != len(class_names):
         raise InputError(
             f"config.model.num_classes={num_classes}, but {name!r} has {len(class_names)} classes;"
@@ -202,8 +207,8 @@ def _make(
     space = f"about {needed / 1e9:,.2f} GB"
     numbers = ", ".join(f"{len(part):,} {split}" for split, part in contents.splits.items())
     print(
-        f"preparing {source.name} ({numbers} pictures) in {directory}: {pictures:,} pictures,"
-        f" {len(left)} of {len(chosen)} shards, {space}",
+        f"preparing {printable(source.name)} ({numbers} images) in {directory}:"
+        f" {pictures:,} images, {len(left)} of {len(chosen)} shards, {space}",
         file=sys.stderr,
     )
     all_ = mine == slice(None)
@@ -231,8 +236,8 @@ def _make(
         _kept(incomplete, all_)
         raise
     print(
-        f"{'prepared' if all_ else 'made a share of'} {source.name}; skipped"
-        f" {source.num_not_pictures} files that are no pictures, {len(undecodable)} undecodable",
+        f"{'prepared' if all_ else 'made a share of'} {printable(source.name)}; skipped"
+        f" {source.num_not_pictures} files that are not images, {len(undecodable)} undecodable",
         file=sys.stderr,
     )
 

@@ -47,6 +47,7 @@ class MetricsWriter:
     ) -> None:
         self._examples = config.batch_size, num_train
         self._log_every_steps = config.log_every_steps
+        self._shows_top5 = config.model.num_classes > 5  # with fewer it is always 0
         self._num_steps = total_steps(config, num_train)
         self._so_far = record.metrics
         evaluated = record.validation is not None
@@ -141,9 +142,10 @@ class MetricsWriter:
         _refuse_infinite(step, "validation", metrics)
         self._write(step, "val", metrics)
         epoch = step * self._examples[0] / self._examples[1]
+        top5 = f" top-5 error {metrics['top5_error']:.2%}," if self._shows_top5 else ""
         say(
             f"step {step}, epoch {epoch:.2f}: validation loss {metrics['loss']:.4f},"
-            f" top-1 error {metrics['top1_error']:.2%}, top-5 error {metrics['top5_error']:.2%},"
+            f" top-1 error {metrics['top1_error']:.2%},{top5}"
             f" learning rate {metrics['learning_rate']:g}"
         )
 

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from alexnet_jax.errors import printable
 from experiments.reports.past_runs import Run
 from experiments.trial_records import spread, written
 
@@ -78,7 +79,7 @@ class _Number(str):
 
 def text(value: Any) -> str:
     """Return `value` as HTML; what does not print, as in a file's name, is escaped as well."""
-    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
+    return html.escape(printable(str(value)))
 
 
 def _percent(fraction: float | None) -> _Number:

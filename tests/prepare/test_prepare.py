@@ -47,6 +47,15 @@ def test_test_folder_serves_as_val(tmp_path):
     assert len(stored(prepare(config(tmp_path, path=folder)), "val")) == 4
 
 
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_one_class_is_refused_without_a_hint_that_is_refused_next(tmp_path, num_classes):
+    folder = make_folder(tmp_path / "pets", classes=("cat",))
+    with pytest.raises(InputError, match="one class, 'cat'; at least two are needed") as caught:
+        prepare(config(tmp_path, path=folder), num_classes=num_classes)
+    assert "num_classes=1" not in str(caught.value)
+    assert not left_behind(tmp_path)
+
+
 def test_directory_is_made_once(tmp_path, folder, monkeypatch):
     directory = prepare(config(tmp_path, path=folder))
     monkeypatch.setattr(stored_set, "_make", None)
@@ -149,7 +158,7 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path, folder, ca
     (folder / "train" / ".ipynb_checkpoints").mkdir()
     directory = prepare(config(tmp_path, path=folder))
     assert json.loads((directory / "statistics.json").read_text())["not_pictures"] == 6
-    assert "skipped 6 files that are no pictures, 0 undecodable" in capsys.readouterr().err
+    assert "skipped 6 files that are not images, 0 undecodable" in capsys.readouterr().err
     assert len(stored(directory)) == 6
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel, train
+from alexnet_jax import command_line, parallel, train
 from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
@@ -22,8 +22,9 @@ def clock(monkeypatch):
     return now
 
 
-def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1):
+def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1, num_classes=10):
     config = ConfigDict({"batch_size": 10, "num_steps": 1000, "log_every_steps": log_every_steps})
+    config.model = {"num_classes": num_classes}
     record = RunRecord(validation={} if evaluated else None)
     return MetricsWriter(workdir, config, 50, start_step, record)
 
@@ -66,6 +67,25 @@ def test_a_line_has_the_named_fields(tmp_path):
     assert set(val) | {"gradient_norm", "parameter_norm"} == set(train)
     assert train["epoch"] == 0.2
     assert (train["split"], val["split"]) == ("train", "val")
+
+
+@pytest.mark.parametrize(("num_classes", "shown"), [(5, False), (6, True)])
+def test_the_terminal_shows_no_top_5_error_where_all_classes_are_among_five(
+    tmp_path, capsys, num_classes, shown
+):
+    errors = {"top1_error": 0.5, "top5_error": 0.1}
+    with _writer(tmp_path, num_classes=num_classes) as writer:
+        writer.validation(1, errors | {"loss": 1.0, "learning_rate": 0.01})
+    line = capsys.readouterr().err
+    assert "top-1 error 50.00%, " in line
+    assert ("top-5 error 10.00%, learning rate" in line) == ("top-5" in line) == shown
+    assert _lines(tmp_path)[0]["top5_error"] == 0.1
+    result = {"step": 7} | errors | {f"ten_crop_{name}": 0.3 for name in errors}
+    last = command_line._errors(result, num_classes)
+    if shown:
+        assert last.endswith("top-1 error 50.00%, top-5 10.00% (ten crops: 30.00%, 30.00%)")
+    else:
+        assert last.endswith("top-1 error 50.00% (ten crops: 30.00%)")
 
 
 def test_only_every_so_many_steps_are_logged_and_the_first(tmp_path):
