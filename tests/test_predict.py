@@ -35,7 +35,7 @@ def rows(path: pathlib.Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_folder_is_read_through_sorted_and_each_picture_has_its_row(workdir, tmp_path, capsys):
+def test_each_image_of_a_folder_has_a_row_in_sorted_order(workdir, tmp_path, capsys):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     names = ["a/two.png", "b\r\nc.jpg", 'b "q", ü.png', "z/deep/er/one.PNG"]
     paths = [draw(folder / name, i) for i, name in enumerate(names)]
@@ -69,7 +69,9 @@ def test_a_folder_is_read_through_sorted_and_each_picture_has_its_row(workdir, t
     assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.png"]
 
 
-def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_path, monkeypatch):
+def test_one_batch_is_in_memory_at_a_time_and_the_sheet_shows_the_first_images(
+    workdir, tmp_path, monkeypatch
+):
     monkeypatch.setattr(predictions, "SHOWN", 7)
     folder = tmp_path / "pictures"
     for i in range(36):
@@ -105,7 +107,7 @@ def test_a_batch_is_held_at_a_time_and_the_sheet_shows_the_first(workdir, tmp_pa
     np.testing.assert_array_equal(pixels[row : row + side, column : column + side], first)
 
 
-def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, capsys):
+def test_the_command_writes_into_the_run_or_to_out_and_prints_where(workdir, tmp_path, capsys):
     folder = tmp_path / "pictures"
     three = [draw(folder / f"{i}.png", i) for i in range(3)]
     one, other = three[0], draw(tmp_path / "other.png", 3)
@@ -138,7 +140,7 @@ def test_the_command_writes_into_the_run_or_out_and_says_so(workdir, tmp_path, c
         (["broken"], "none of the 1 images can be decoded"),
     ],
 )
-def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir, tmp_path):
+def test_a_prediction_that_fails_writes_nothing(names, message, workdir, tmp_path):
     draw(tmp_path / "pictures" / "one.png", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
@@ -157,7 +159,7 @@ def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupt_keeps_the_predictions_of_before(workdir, tmp_path, monkeypatch):
+def test_an_interrupt_keeps_earlier_predictions(workdir, tmp_path, monkeypatch):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     for i in range(4):
         draw(folder / f"{i}.png", i)

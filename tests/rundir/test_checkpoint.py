@@ -15,20 +15,11 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
-    """Return the directory of a run of four steps, with checkpoints of 2 and 4, and its config."""
-    config = runs.tiny_config(data_dir)
-    config.checkpoint_every_steps, config.num_steps = 2, 4
-    path = tmp_path_factory.mktemp("runs") / "run"
-    train_and_evaluate(config, path)
-    return path, config
-
-
 @pytest.fixture
-def run(trained, tmp_path):
-    """Return a copy of that directory."""
-    return shutil.copytree(trained[0], tmp_path / "run")
+def config(config):
+    """Return the config of the finished run."""
+    config.checkpoint_every_steps, config.num_steps = 2, 4
+    return config
 
 
 def _largest_file(directory):
@@ -60,52 +51,54 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_checkpoint_before_a_damaged_one_is_restored(trained, run, capsys, damage):
-    path, config = trained
-    DAMAGES[damage](run / "checkpoints" / "4")
-    with Checkpoints(run) as checkpoints:
+def test_the_checkpoint_before_a_damaged_one_is_restored(
+    config, finished_run, run_copy, capsys, damage
+):
+    DAMAGES[damage](run_copy / "checkpoints" / "4")
+    with Checkpoints(run_copy) as checkpoints:
         state, _ = checkpoints.restore_latest(abstract_state(config))
     step = 4 if damage == "no metrics" else 2  # a checkpoint is whole without its metrics
     assert int(state.step) == step
-    jax.tree.map(np.testing.assert_array_equal, state, checkpoint.load(path, step)[1])
-    warning = f"warning: {run / 'checkpoints' / '4'} is damaged and now in"
+    jax.tree.map(np.testing.assert_array_equal, state, checkpoint.load(finished_run, step)[1])
+    warning = f"warning: {run_copy / 'checkpoints' / '4'} is damaged and now in"
     assert (warning in capsys.readouterr().err) == (step == 2)
 
 
-def test_training_resumes_from_the_checkpoint_before_a_damaged_one(trained, run):
-    path, config = trained
-    _flip_a_bit(run / "checkpoints" / "4")
-    train_and_evaluate(config, run)
-    straight, resumed = (checkpoint.load(p, "latest")[1] for p in (path, run))
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(config, finished_run, run_copy):
+    _flip_a_bit(run_copy / "checkpoints" / "4")
+    train_and_evaluate(config, run_copy)
+    straight, resumed = (checkpoint.load(p, "latest")[1] for p in (finished_run, run_copy))
     assert int(resumed.step) == 4
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
-    assert [line["step"] for line in runs.metrics(run)] == [1, 2, 3, 4]
+    assert [line["step"] for line in runs.metrics(run_copy)] == [1, 2, 3, 4]
 
 
-def test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(trained, run):
-    for step in (run / "checkpoints").iterdir():
+def test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_copy):
+    for step in (run_copy / "checkpoints").iterdir():
         _truncate(step)
-    before = (run / "metrics.jsonl").read_text()
+    before = (run_copy / "metrics.jsonl").read_text()
     for _ in range(2):  # a second attempt is refused as well
         with pytest.raises(InputError, match="every checkpoint is damaged"):
-            train_and_evaluate(trained[1], run)
-        assert (run / "metrics.jsonl").read_text() == before
+            train_and_evaluate(config, run_copy)
+        assert (run_copy / "metrics.jsonl").read_text() == before
 
 
-def test_a_checkpoint_of_another_format_is_refused_and_stays_where_it_is(trained, run):
-    record = _largest_file(run / "checkpoints" / "4" / "run")
+def test_a_checkpoint_of_another_format_is_refused_and_stays_where_it_is(config, run_copy):
+    record = _largest_file(run_copy / "checkpoints" / "4" / "run")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 1}))
     with pytest.raises(InputError, match="checkpoints/4 has format 1, this version reads 3"):
-        train_and_evaluate(trained[1], run)
+        train_and_evaluate(config, run_copy)
     assert record.exists()
 
 
-def test_a_flipped_byte_is_never_restored(trained, run):
+def test_a_flipped_byte_is_never_restored(config, run_copy):
     """Whichever byte of the state's files changes, the state is as saved or it is refused."""
-    abstract = abstract_state(trained[1])
-    with Checkpoints(run, read_only=True) as checkpoints:
+    abstract = abstract_state(config)
+    with Checkpoints(run_copy, read_only=True) as checkpoints:
         saved, _ = checkpoints.restore(4, abstract)
-        files = sorted(p for p in (run / "checkpoints" / "4" / "state").rglob("*") if p.is_file())
+        files = sorted(
+            p for p in (run_copy / "checkpoints" / "4" / "state").rglob("*") if p.is_file()
+        )
         rng, refused = np.random.default_rng(0), 0
         for number in range(40):
             file = files[number % len(files)]
@@ -125,9 +118,9 @@ def test_a_flipped_byte_is_never_restored(trained, run):
         checkpoints.restore(4, abstract)
 
 
-def test_a_state_that_changes_while_it_is_saved_is_refused(trained, tmp_path, monkeypatch):
+def test_a_state_that_changes_while_it_is_saved_is_refused(config, tmp_path, monkeypatch):
     """The checksum is that of the arrays, whatever writes them."""
-    abstract = abstract_state(trained[1])
+    abstract = abstract_state(config)
     state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract)
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
@@ -141,28 +134,28 @@ def test_a_state_that_changes_while_it_is_saved_is_refused(trained, tmp_path, mo
 
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(trained, run, monkeypatch, error):
-    abstract = abstract_state(trained[1])
-    kept = sorted(p.name for p in (run / "checkpoints").iterdir())
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(config, run_copy, monkeypatch, error):
+    abstract = abstract_state(config)
+    kept = sorted(p.name for p in (run_copy / "checkpoints").iterdir())
 
     def fails(*_, **__):
         raise error
 
-    with Checkpoints(run) as checkpoints:
+    with Checkpoints(run_copy) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint.ocp.Checkpointer, "restore", fails)
             with pytest.raises(InputError, match="checkpoints/4 cannot be read now") as caught:
                 checkpoints.restore_latest(abstract)
         assert not isinstance(caught.value, DamagedCheckpoint)
-        assert sorted(p.name for p in (run / "checkpoints").iterdir()) == kept
-        assert not (run / quarantine.DAMAGED).exists()
+        assert sorted(p.name for p in (run_copy / "checkpoints").iterdir()) == kept
+        assert not (run_copy / quarantine.DAMAGED).exists()
         assert int(checkpoints.restore_latest(abstract)[0].step) == 4
 
 
-def test_the_next_run_removes_what_a_kill_leaves_of_a_save_and_a_reader_does_not(run):
-    directory = run / "checkpoints"
+def test_the_next_run_removes_what_a_kill_leaves_of_a_save_and_a_reader_does_not(run_copy):
+    directory = run_copy / "checkpoints"
     shutil.copytree(directory / "4", directory / "5.orbax-checkpoint-tmp")
-    checkpoint.load(run)
+    checkpoint.load(run_copy)
     assert list(directory.glob("*tmp*"))
-    with Checkpoints(run):
+    with Checkpoints(run_copy):
         assert not list(directory.glob("*tmp*"))

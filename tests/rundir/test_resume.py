@@ -26,7 +26,7 @@ COMMAND = (
     "--config.dataset.name=folder",
 )
 SPLIT = ("--config.model.groups=2", "--config.parallel=split")
-# Devices, arguments, signals: the first signal is a stop, a second one ends the process immediately.
+# Devices, arguments, signals: the first is a stop, a second one ends the process immediately.
 LAYOUTS = [
     pytest.param(2, (), (signal.SIGTERM,), id="pmap on 2"),
     pytest.param(8, (), (signal.SIGTERM, signal.SIGINT), id="pmap on 8", marks=pytest.mark.slow),
