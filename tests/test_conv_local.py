@@ -63,9 +63,7 @@ def test_value_and_gradients_agree_with_the_reference(height, width, size, strid
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), GEOMETRIES)
-def test_the_layer_equals_the_layer_of_flax(
-    height, width, size, stride, padding
-):
+def test_the_layer_equals_the_layer_of_flax(height, width, size, stride, padding):
     x = jax.random.normal(jax.random.key(1), (2, height, width, 3))
     own, flax = (_layer(size, stride, padding, cls) for cls in (ConvLocal, nn.ConvLocal))
     variables, of_flax = (layer.init(jax.random.key(0), x) for layer in (own, flax))

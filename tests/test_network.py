@@ -129,7 +129,7 @@ def _rates_and_decays(name, params):
         ("cifar10_18pct", True, 1),
         ("cifar10_13pct", True, 1),
         ("cifar10_11pct", True, 1),
-        ("cifar10_11pct", True, 2),
+        pytest.param("cifar10_11pct", True, 2, marks=pytest.mark.slow),
         pytest.param("alexnet", True, 1, marks=pytest.mark.slow),
         pytest.param("alexnet_2012_code", True, 1, marks=pytest.mark.slow),
     ],

@@ -250,9 +250,7 @@ def test_the_same_storage_is_used_from_any_working_directory(
     assert swept("default", *flags) == 0  # as earlier versions wrote it
 
 
-def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(
-    fake_run, tmp_path, capsys
-):
+def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run, tmp_path, capsys):
     flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=1")
     assert swept(tmp_path / "sweep", *flags) == 0
     capsys.readouterr()
