@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config as config_lib
+from alexnet_jax import configs
 from alexnet_jax.errors import InputError, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
@@ -30,11 +31,7 @@ _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
 MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
 NEED_CONFIG = ("train", "summary", "prepare", "profile")
 ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
-RECIPES = next(  # beside the package in the repository, inside it where it is installed
-    path
-    for parent in (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
-    if (path := parent / "configs").is_dir()
-)
+RECIPES = pathlib.Path(configs.__path__[0])
 # What other programs call a field, by its last word.
 OTHER_NAMES = {
     "lr": "learning_rate",
@@ -188,7 +185,7 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     if values["config"].value is not None:
         config_lib.validate(values["config"].value)
     elif mode in NEED_CONFIG:
-        raise InputError(f"--mode={mode} needs --config, such as --config=configs/alexnet.py")
+        raise InputError(f"--mode={mode} needs --config, such as --config=alexnet")
     if rest and mode != "predict":
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
     for name, of in (("distributed", "train"), ("out", "predict"), ("prepare_shard", "prepare")):
@@ -246,8 +243,8 @@ def _refuse_no_file(recipe: str) -> None:
     if is_path(recipe) and pathlib.Path(recipe).is_file():
         return
     names = _recipes()
-    paths = {f"configs/{name}.py" for name in names}
-    hint = nearest(recipe, paths) or nearest(recipe, names)
+    paths = {path for name in names if pathlib.Path(path := f"configs/{name}.py").is_file()}
+    hint = nearest(recipe, paths) or nearest(pathlib.PurePath(recipe).stem, names)
     hint = hint or f"; the recipes are {', '.join(sorted(names))}"
     what = (
         "is not a file" if is_path(recipe) and pathlib.Path(recipe).exists() else "does not exist"

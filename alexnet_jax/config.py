@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
 from alexnet_jax.host import regular, sync
-from alexnet_jax.layers import layer_names, walk
+from alexnet_jax.layers import layer_names, walk, wrong_length
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
@@ -60,16 +60,11 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_layers(model: ConfigDict) -> None:
-    convolutions, all_layers = len(model.layers), len(layer_names(model))
-    lengths = dict.fromkeys(("features", "kernels", "strides", "padding", "stages"), convolutions)
-    lengths |= {"biases": all_layers, "init_stds": all_layers if model.init_stds else 0}
-    for name, wanted in lengths.items():
-        values = model[name]
-        if len(values) != wanted:
-            raise InputError(
-                f"config.model.{name}={shown(values)} is of length {len(values)}; the layers are"
-                f" {', '.join(layer_names(model)[:wanted])} (config.model.layers and hidden)"
-            )
+    if wrong := wrong_length(model):
+        name, reason = wrong
+        raise InputError(
+            f"config.model.{name}={shown(model[name])} {reason} (config.model.layers and hidden)"
+        )
     for name in model.cross_layers:
         if name not in model.layers[1:]:
             raise InputError(

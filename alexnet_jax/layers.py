@@ -6,7 +6,7 @@ step's memory and the names by which a profile times them.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -55,10 +55,29 @@ class Part(NamedTuple):
         return self.name.startswith("local")
 
 
-def layer_names(model: ConfigDict) -> list[str]:
-    """Return the names of the layers of `config.model` that have parameters, in order."""
+def layer_names(model: Any) -> list[str]:
+    """Return the names of the layers that have parameters, in order.
+
+    `model` is `config.model`, or an AlexNet, whose attributes are its fields.
+    """
     first = len(model.layers) + 1
     return [*model.layers, *(f"fc{i}" for i in range(first, first + len(model.hidden) + 1))]
+
+
+def wrong_length(model: Any) -> tuple[str, str] | None:
+    """Return the first field without one value per layer, and what is wrong with it; else None.
+
+    `model` is `config.model`, or an AlexNet, whose attributes are its fields.
+    """
+    convolutions, all_layers = len(model.layers), len(layer_names(model))
+    lengths = dict.fromkeys(("features", "kernels", "strides", "padding", "stages"), convolutions)
+    lengths |= {"biases": all_layers, "init_stds": all_layers if model.init_stds else 0}
+    for name, wanted in lengths.items():
+        length = len(getattr(model, name))
+        if length != wanted:
+            layers = ", ".join(layer_names(model)[:wanted])
+            return name, f"is of length {length}; the layers are {layers}"
+    return None
 
 
 def walk(model: ConfigDict, crop: int) -> list[Part]:

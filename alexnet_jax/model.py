@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.conv import ConvLocal, conv_general_dilated
 from alexnet_jax.fields import STAGES
+from alexnet_jax.layers import wrong_length
 from alexnet_jax.ops import (
     avg_pool,
     local_response_norm,
@@ -104,8 +105,12 @@ class AlexNet(nn.Module):
           ... relu7, dropout7) are in the 'intermediates' collection if it is made mutable.
 
         Raises:
-          ValueError: a stage does not exist. config.validate checks the other attributes.
+          ValueError: an attribute does not have one value per layer, or a stage does not exist.
+            config.validate checks the other attributes.
         """
+        if wrong := wrong_length(self):
+            name, reason = wrong
+            raise ValueError(f"{name}={getattr(self, name)} {reason} (layers and hidden)")
         x = (images * self.input_scale).astype(self.dtype)
         for i, name in enumerate(self.layers):
             if i and name in self.cross_layers:

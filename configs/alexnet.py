@@ -99,4 +99,4 @@ def get_config() -> ConfigDict:
     config.augment.colour_rule = "paper"
     config.augment.colour_epochs = placeholder(int)
     config.augment.test_crops = "ten"
-    return config
+    return config.lock()  # an unknown field raises AttributeError

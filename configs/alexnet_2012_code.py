@@ -22,7 +22,7 @@ The biases' rate is read off the end state in `layers/layer-params-145.cfg`: .02
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         ("max_pool", "relu"),
     )
     config.model.lrn.alpha = 1e-4 / 5
-    config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
+    config.model.spatial_norm.update({"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75})
     config.model.init_stds = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
     config.model.biases = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 

@@ -11,7 +11,7 @@ Error     38.8 % (top-1) after 4 epochs, measured here; cut short; longer runs a
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

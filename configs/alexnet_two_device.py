@@ -12,7 +12,7 @@ Error     the paper gives 18.2 % top-5 error for one net (ten crops). Not run on
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Error     11 % published; not run yet.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_13pct
+from alexnet_jax.configs import cifar10_13pct
 
 
 def get_config() -> ConfigDict:

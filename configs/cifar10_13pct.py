@@ -13,7 +13,7 @@ Error     13 % published; 11.7 % here after 379 epochs, the rate lowered at the 
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_80sec
+from alexnet_jax.configs import cifar10_80sec
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Error     18 % published; 18.0 % here (one seed).
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_80sec
+from alexnet_jax.configs import cifar10_80sec
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         ("relu", "avg_pool", "spatial_norm"),
         ("relu", "avg_pool"),
     )
-    config.model.spatial_norm = ConfigDict({"k": 1.0, "n": 3, "alpha": 5e-5 / 9, "beta": 0.75})
+    config.model.spatial_norm.update({"k": 1.0, "n": 3, "alpha": 5e-5 / 9, "beta": 0.75})
     config.model.hidden = ()
     config.model.init_stds = (0.0001, 0.01, 0.01, 0.01)
     config.model.biases = (0.0,) * 4

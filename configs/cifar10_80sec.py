@@ -13,7 +13,7 @@ Error     26 % published, after "a few epochs, then a tenth of the rate". Here, 
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ experiments/paper/figure1.py puts tanh in the place of ReLU, chooses the rates a
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_18pct
+from alexnet_jax.configs import cifar10_18pct
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ and inputs of the order of 1. Digits are not reflected.
 
 from ml_collections import ConfigDict
 
-from configs import alexnet
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

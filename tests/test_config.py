@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import command_line
 from alexnet_jax import config as config_lib
@@ -22,6 +23,16 @@ RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_valid(name):
     config_lib.validate(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_typo_in_a_recipes_fields_raises_where_it_is_made(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    groups = [value for value in config.model.values() if isinstance(value, ConfigDict)]
+    groups += [config, config.plateau, config.model, config.dataset, config.augment]
+    for group in groups:
+        with pytest.raises(AttributeError, match="learning_rat"):
+            group.learning_rat = 3
 
 
 def test_the_default_recipe_has_every_field():
@@ -101,14 +112,16 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 
 def test_a_missing_field_is_refused_by_name():
     config = alexnet.get_config()
-    del config.momentum
+    with config.unlocked():
+        del config.momentum
     with pytest.raises(InputError, match="lacks the field 'momentum'"):
         config_lib.validate(config)
 
 
 def test_the_message_on_an_unknown_field_suggests_the_nearest():
     config = alexnet.get_config()
-    config.learning_rat = 0.1
+    with config.unlocked():
+        config.learning_rat = 0.1
     with pytest.raises(InputError, match="'learning_rat'; did you mean 'learning_rate'"):
         config_lib.validate(config)
     assert "did you mean 'augment.crop'" in str(config_lib.unknown_field("crop"))

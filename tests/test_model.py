@@ -240,3 +240,22 @@ def test_outputs_are_halved_in_tests_or_doubled_in_training(he, scaling, halved)
         fc7 = variables["params"]["fc7"]
         expected = (noted["relu6"][0] * mask * factor) @ fc7["kernel"] + fc7["bias"]
         np.testing.assert_allclose(noted["relu7"][0], np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"features": (8, 8)}, r"features=\(8, 8\) is of length 2; the layers are conv1, .*conv5 "),
+        ({"features": (8,) * 6}, "features=.* of length 6"),
+        ({"kernels": (3,)}, "kernels="),
+        ({"strides": (1,) * 4}, "strides="),
+        ({"padding": ()}, "padding="),
+        ({"stages": (("relu",),)}, "stages="),
+        ({"biases": (0.0,) * 5}, "biases=.*; the layers are conv1, .*, fc8 "),
+        ({"hidden": (8,)}, "biases=.*; the layers are conv1, .*, fc7 "),
+        ({"init_stds": (0.01,)}, "init_stds="),
+    ],
+)
+def test_attributes_of_unequal_length_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        _abstract(**fields)

@@ -58,6 +58,14 @@ def test_every_kind_of_bad_input_gives_one_line(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_outside_the_repository_recipes_are_offered_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for recipe in ("alexnt", "configs/alexnt.py", "configs/alexnet.py"):
+        code, _, err = command(f"--config={recipe}", "--mode=summary")
+        assert code == 2
+        assert err == f"error: --config={recipe} does not exist; did you mean 'alexnet'?\n"
+
+
 def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
     (tmp_path / "run").write_text("mine")
     code, _, err = command(

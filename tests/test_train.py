@@ -385,6 +385,21 @@ def test_a_checkpoint_of_eight_devices_holds_one_copy(config, finished_run):
     assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == {jax.devices()[0]}
 
 
+def test_a_run_directory_is_a_path_or_a_string(config, tmp_path):
+    config.num_steps = 1
+    result = train_and_evaluate(config, str(tmp_path / "run"))
+    assert result is not None
+    assert train_and_evaluate(config, tmp_path / "run") == result
+
+
+def test_a_typo_in_a_config_that_was_unlocked_is_refused_by_name(config, tmp_path):
+    with config.unlocked():
+        config.batchsize = 3
+    with pytest.raises(InputError, match="no field 'batchsize'; did you mean 'batch_size'"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(config, tmp_path):
     config.batch_size = 12
     with pytest.raises(InputError, match="batch_size=12 cannot be divided over 8 devices.*8 or 16"):

@@ -19,17 +19,24 @@ def versions() -> dict[str, str]:
     """Return the versions of this code, of Python and of the packages that the numbers depend on.
 
     `commit` is what git says of the directory that the code lies in, with '-dirty' where files
-    differ from it; it is missing where git or its repository is.
+    differ from it; it is missing where git is, or where the code is in no repository: an installed
+    copy may lie inside another project's.
     """
     found = {"alexnet_jax": VERSION, "python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    here = pathlib.Path(__file__)
+    is_tracked = ["git", "ls-files", "--error-unmatch", here.name]
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        here = pathlib.Path(__file__).parent
-        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10)
+        for command in (is_tracked, describe):
+            done = subprocess.run(
+                command, cwd=here.parent, capture_output=True, text=True, timeout=10
+            )
+            if done.returncode:
+                return found
     except (OSError, subprocess.TimeoutExpired):
         return found
-    return found | ({"commit": done.stdout.strip()} if done.returncode == 0 else {})
+    return found | {"commit": done.stdout.strip()}
 
 
 def device() -> str:
