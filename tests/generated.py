@@ -7,12 +7,16 @@ from hypothesis import HealthCheck, Phase, settings
 from tests import outcomes
 
 TIMES = int(os.environ.get("FUZZ", "1"))
+share = 1.0  # of the cases; pytest_configure in conftest.py sets it
 
 
 def cases(number):
-    """Settings of a test of `number` generated cases, the same ones every time."""
+    """Return the settings of a test of `number` generated cases, the same ones every time.
+
+    The default tier generates a tenth of them, and two at least.
+    """
     return settings(
-        max_examples=number * TIMES,
+        max_examples=max(2, round(number * TIMES * share)),
         derandomize=True,
         database=None,
         deadline=None,

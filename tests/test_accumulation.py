@@ -46,7 +46,7 @@ def _after_a_step(config, digits, monkeypatch, devices, accumulate_steps):
     return sharding.unreplicate(state).opt_state.trace, values
 
 
-def test_gradient_and_metrics_are_those_of_the_whole_batch(gradients, digits, monkeypatch):
+def test_gradient_and_metrics_equal_those_of_the_whole_batch(gradients, digits, monkeypatch):
     """Dropout, crops, reflections and colour are on; of four devices, and of two pairs."""
     wanted = _after_a_step(gradients, digits, monkeypatch, 1, 1)
     for gradients.parallel, parts in (("pmap", 8), ("split", 4)):
@@ -55,7 +55,7 @@ def test_gradient_and_metrics_are_those_of_the_whole_batch(gradients, digits, mo
 
 
 @pytest.mark.slow
-def test_a_run_may_change_the_number_of_parts_when_it_is_continued(config, tmp_path):
+def test_a_resumed_run_may_change_the_number_of_parts(config, tmp_path):
     """To and fro between pmap and split, too, and with the training set on the devices."""
     config.batch_size, config.parallel, config.model.groups = 48, "split", 2
     config.num_steps = 4
@@ -94,7 +94,7 @@ def test_the_step_needs_less_memory(monkeypatch):
     assert parts < 0.25 * whole
 
 
-def test_parts_that_do_not_divide_a_share_are_refused(config):
+def test_parts_that_do_not_divide_the_rows_of_a_device_are_refused(config):
     config.batch_size, config.accumulate_steps = 48, 4
     with pytest.raises(InputError, match=r"accumulate_steps=4 .* the 6 rows .* 1, 2, 3, 6$"):
         parallel.sharding(config)  # eight devices

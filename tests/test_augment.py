@@ -60,7 +60,7 @@ def _place_less_centre(picture, crop):
     return None
 
 
-def test_every_crop_is_a_window_and_all_windows_come():
+def test_every_crop_is_a_window_and_every_window_occurs():
     pictures = np.tile(PICTURES[:1], (2000, 1, 1, 1))
     places = [_place(PICTURES[0], c) for c in _crops(pictures, jnp.arange(2000))]
     assert None not in places
@@ -77,19 +77,19 @@ def test_without_flip_nothing_is_reflected():
     assert not any(reflected for _, _, reflected in places)
 
 
-def test_augmentation_follows_the_example_not_its_row():
+def test_augmentation_depends_on_the_example_and_not_on_its_row():
     whole = _crops(colour=jnp.eye(3), colour_std=1.0)
     order = np.random.default_rng(2).permutation(len(PICTURES))
     shuffled = _crops(PICTURES[order], IDS[order], colour=jnp.eye(3), colour_std=1.0)
     np.testing.assert_array_equal(shuffled, whole[order])
 
 
-def test_another_step_crops_otherwise():
+def test_each_step_draws_other_crops():
     assert not np.array_equal(_crops(key=0), _crops(key=1))
 
 
 @pytest.mark.parametrize("first", [0, 3])
-def test_runs_of_ids_share_crop_and_reflection(first):
+def test_consecutive_ids_share_crop_and_reflection(first):
     crops = _crops(ids=IDS + first, shared_by=8)
     runs = defaultdict(set)
     for row, (picture, crop) in enumerate(zip(PICTURES, crops, strict=True)):
@@ -100,7 +100,7 @@ def test_runs_of_ids_share_crop_and_reflection(first):
     assert len(places) > 3  # eight draws of 50: three different ones at most in 1 of 300,000 cases
 
 
-def test_pictures_that_share_a_crop_differ_in_colour():
+def test_images_that_share_a_crop_differ_in_colour():
     plain = _crops(shared_by=64)
     shift = (_crops(colour=jnp.eye(3), colour_std=1.0, shared_by=64) - plain)[:, 0, 0]
     assert len(np.unique(shift.round(3), axis=0)) == len(PICTURES)
@@ -114,7 +114,7 @@ def test_the_centre_of_the_mean_is_subtracted_from_every_crop_after_its_reflecti
     assert len(set(places)) > 20
 
 
-def test_colour_shifts_a_picture_as_a_whole_by_the_matrix():
+def test_colour_shifts_all_pixels_of_an_image_by_the_matrix():
     colour = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [3.0, 0.0, 1.0]], np.float32)
     pictures = np.tile(PICTURES[:1], (4000, 1, 1, 1))
     ids = jnp.arange(4000)
@@ -133,7 +133,7 @@ def test_colour_axes_have_the_published_size_on_imagenet():
     np.testing.assert_allclose(lengths, [0.1525, 0.5395, 5.816], rtol=2e-3)
 
 
-def test_the_released_codes_axes_are_as_long_as_the_standard_deviations():
+def test_the_colour_axes_of_the_released_code_are_as_long_as_the_deviations():
     vectors, values = jnp.asarray(AXES), jnp.asarray(DEVIATIONS**2)
     columns = np.asarray(augment.colour_axes(vectors, values, "released"))
     for i in range(3):
@@ -141,7 +141,7 @@ def test_the_released_codes_axes_are_as_long_as_the_standard_deviations():
         agree(columns[:, i], np.array(wanted), rtol=1e-6, what=f"axis {i}")
 
 
-def test_the_released_code_divides_the_shifted_picture():
+def test_the_released_code_divides_the_shifted_image():
     centred = PICTURES.astype(np.float64) - MEAN
     options = {"crop": SIZE, "flip": False, "colour": 50 * jnp.eye(3), "colour_std": COLOUR_STD}
     shift = 1.1 * _crops(colour_rule="released", **options) - centred
@@ -152,7 +152,7 @@ def test_the_released_code_divides_the_shifted_picture():
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_colours_that_are_switched_off_are_neither_shifted_nor_divided(rule):
+def test_without_colour_images_are_neither_shifted_nor_divided(rule):
     fields = _fields(crop=SIZE, flip=False, colour_std=COLOUR_STD, colour_rule=rule)
     statistics = augment.Statistics(MEAN, 50 * jnp.eye(3))
 
@@ -166,7 +166,7 @@ def test_colours_that_are_switched_off_are_neither_shifted_nor_divided(rule):
     assert np.abs(crops(True) - centred).max() > 1
 
 
-def test_a_traced_deviation_shifts_as_the_number_does():
+def test_a_traced_deviation_shifts_as_a_number_does():
     options = {"colour": 50 * jnp.eye(3), "colour_rule": "released"}
     traced = _crops(colour_std=jnp.float32(COLOUR_STD), **options)
     agree(traced, _crops(colour_std=COLOUR_STD, **options), rtol=1e-6)
@@ -215,7 +215,7 @@ def _standardised(rule):
 
 
 @RULES
-def test_shifts_have_no_mean(rule):
+def test_shifts_have_a_mean_of_0(rule):
     mean = _standardised(rule).mean((0, 1))
     assert (np.abs(mean) < 5 * DRAWS**-0.5).all(), mean * DRAWS**0.5
 
@@ -242,7 +242,7 @@ def test_the_centre_crop_is_the_centre():
     np.testing.assert_array_equal(crop, centred[:, 2:10, 2:10])
 
 
-def test_ten_crops_are_corners_centre_and_their_reflections():
+def test_ten_crops_are_the_corners_the_centre_and_their_reflections():
     centred = PICTURES.astype(np.float32) - MEAN
     crops = np.asarray(augment.evaluation_crops(PICTURES, MEAN, _fields()))
     corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
@@ -270,18 +270,18 @@ def test_nine_crops_are_a_grid_without_reflections(flip):
 
 
 @pytest.mark.parametrize("number", ["nine", "ten"])
-def test_all_test_crops_lose_the_centre_of_the_mean_as_it_is(number):
+def test_the_centre_of_the_mean_is_subtracted_from_every_test_crop(number):
     crops = augment.evaluation_crops(PICTURES, MEAN, _fields(mean_crop="centre", test_crops=number))
     np.testing.assert_array_equal(crops, _windows(PICTURES, number) - MEAN[2:10, 2:10])
 
 
-def test_a_crop_of_the_full_size_is_the_picture():
+def test_a_crop_of_the_full_size_is_the_image():
     crop = _crops(crop=SIZE, flip=False)
     np.testing.assert_array_equal(crop, PICTURES.astype(np.float32) - MEAN)
 
 
 @pytest.mark.parametrize("odd", [7, 9])
-def test_odd_margins_crop_within_the_picture(odd):
+def test_crops_with_odd_margins_lie_within_the_image(odd):
     assert augment.centre_crop(PICTURES, MEAN, odd).shape == (64, odd, odd, 3)
     assert augment.evaluation_crops(PICTURES, MEAN, _fields(crop=odd)).shape == (
         10,

@@ -132,7 +132,7 @@ def test_a_missing_field_is_refused_by_name():
         config_lib.validate(config)
 
 
-def test_an_unknown_field_names_the_nearest():
+def test_the_message_on_an_unknown_field_suggests_the_nearest():
     config = alexnet.get_config()
     with config.unlocked():
         config.learning_rat = 0.1
@@ -141,7 +141,7 @@ def test_an_unknown_field_names_the_nearest():
     assert "did you mean 'augment.crop'" in str(config_lib.unknown_field("crop"))
 
 
-def test_a_crop_larger_than_the_stored_picture_is_refused():
+def test_a_crop_larger_than_the_stored_image_is_refused():
     config = alexnet.get_config()
     config.dataset.image_size = 200
     with pytest.raises(InputError, match=r"crop=227 is larger .*image_size=200"):
@@ -157,7 +157,7 @@ def test_the_smallest_crop_of_the_original_geometry_is_67():
         config_lib.validate(config)
 
 
-def test_columns_that_do_not_divide_the_maps_are_refused():
+def test_columns_that_do_not_divide_the_feature_maps_are_refused():
     config = alexnet.get_config()
     config.model.groups = 2
     config.model.features = (96, 256, 384, 383, 256)
@@ -175,7 +175,7 @@ def test_columns_that_do_not_divide_the_maps_are_refused():
         ({"model.layers": ("conv1", "conv2", "conv3", "conv4", "local5")}, "local5 is locally"),
     ],
 )
-def test_what_cannot_be_split_is_refused(changes, message):
+def test_a_network_that_cannot_be_split_is_refused(changes, message):
     config = alexnet_two_device.get_config()
     config_lib.validate(config)
     config.update_from_flattened_dict(changes)
@@ -194,7 +194,7 @@ def test_what_cannot_be_split_is_refused(changes, message):
         ({"model.ceil_mode": True, "model.pool.stride": 4}, "stride=4 is larger than its window 3"),
     ],
 )
-def test_rules_that_would_do_nothing_are_refused(changes, message):
+def test_rules_without_effect_are_refused(changes, message):
     config = alexnet.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
@@ -202,7 +202,7 @@ def test_rules_that_would_do_nothing_are_refused(changes, message):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_config_survives_its_file(tmp_path, name):
+def test_a_config_is_read_from_its_file_unchanged(tmp_path, name):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.num_steps = 7
     config_lib.save(config, tmp_path / "config.json")
@@ -216,7 +216,7 @@ def test_a_damaged_config_file_is_refused_by_name(tmp_path, text):
         config_lib.load(tmp_path / "config.json")
 
 
-def test_a_run_is_continued_only_with_its_own_config(tmp_path):
+def test_a_run_is_resumed_only_with_its_own_config(tmp_path):
     old, new = alexnet.get_config(), alexnet.get_config()
     new.num_epochs, new.dataset.data_dir = 100, "/elsewhere"
     config_lib.refuse_changes(old, new, tmp_path)
@@ -225,7 +225,7 @@ def test_a_run_is_continued_only_with_its_own_config(tmp_path):
         config_lib.refuse_changes(old, new, tmp_path)
 
 
-def test_a_pipe_in_the_place_of_a_runs_files_is_refused_without_waiting(tmp_path):
+def test_a_pipe_instead_of_a_file_of_the_run_is_refused_without_waiting(tmp_path):
     for name in ("config.json", "rewinds.json", "result.json"):
         os.mkfifo(tmp_path / name)
     with within(5):
@@ -236,7 +236,7 @@ def test_a_pipe_in_the_place_of_a_runs_files_is_refused_without_waiting(tmp_path
         assert resume.finished_result(tmp_path, 1) is None
 
 
-def test_json_is_written_whole(tmp_path):
+def test_json_is_written_atomically(tmp_path):
     path = tmp_path / "result.json"
     config_lib.write_json({"step": 1}, path)
     with pytest.raises(TypeError):

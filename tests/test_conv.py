@@ -69,7 +69,9 @@ def test_value_and_gradients_agree_with_the_reference(
 
 
 @pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
-def test_an_accelerators_way_agrees_with_the_reference(height, width, kernel, stride, padding):
+def test_the_gradients_for_accelerators_agree_with_the_reference(
+    height, width, kernel, stride, padding
+):
     x, weights, rng = _case(height, width, kernel)
     expected = reference.conv(x, weights, stride=stride, padding=padding)
     g = rng.normal(size=expected.shape)
@@ -122,7 +124,7 @@ def test_as_many_images_at_a_time_as_fit_the_cache_in_equal_parts_if_any_are_lar
 
 
 @pytest.mark.parametrize("batch", [1, 6, 7, 127])
-def test_parts_of_several_pictures_add_up_with_what_is_left_over(batch, monkeypatch):
+def test_parts_of_several_images_add_up_with_the_remainder(batch, monkeypatch):
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(batch, 6, 5, 3)), rng.normal(size=(3, 3, 3, 4))
     monkeypatch.setattr(conv, "CACHED_BYTES", 4 * 6 * 5 * 27 * 4)  # the patches of four
@@ -134,7 +136,7 @@ def test_parts_of_several_pictures_add_up_with_what_is_left_over(batch, monkeypa
 
 
 @pytest.mark.parametrize("empty", ["pictures", "outputs"])
-def test_nothing_gives_nothing_as_xla_does(empty):
+def test_empty_arrays_give_what_xla_gives(empty):
     pictures, side = (0, 5) if empty == "pictures" else (2, 2)
     arrays = [jnp.ones((pictures, side, side, 3)), jnp.ones((3, 3, 3, 4))]
     y = _layer(3, 1, 0).apply({"params": {"kernel": arrays[1]}}, arrays[0])

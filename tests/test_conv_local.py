@@ -63,7 +63,7 @@ def test_value_and_gradients_agree_with_the_reference(height, width, size, strid
 
 
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), GEOMETRIES)
-def test_the_same_parameters_make_the_same_layer_as_in_flax(height, width, size, stride, padding):
+def test_the_layer_equals_the_layer_of_flax(height, width, size, stride, padding):
     x = jax.random.normal(jax.random.key(1), (2, height, width, 3))
     own, flax = (_layer(size, stride, padding, cls) for cls in (ConvLocal, nn.ConvLocal))
     variables, of_flax = (layer.init(jax.random.key(0), x) for layer in (own, flax))
@@ -71,7 +71,7 @@ def test_the_same_parameters_make_the_same_layer_as_in_flax(height, width, size,
     agree(own.apply(variables, x), flax.apply(variables, x), rtol=1e-5)
 
 
-def test_computes_in_the_dtype_it_is_given():
+def test_the_layer_computes_in_the_given_dtype():
     x = jnp.ones((1, 6, 6, 3))
     layer = _layer((3, 3), 1, ((1, 1), (1, 1)), dtype=jnp.bfloat16)
     y, variables = layer.init_with_output(jax.random.key(0), x)

@@ -49,11 +49,11 @@ def setting(config, digits):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_stop_is_heard_before_each_batch_and_before_the_last_one_is_waited_for(setting, number):
+def test_a_stop_is_noticed_before_each_batch_and_before_waiting_for_the_last(setting, number):
     assert evaluate(Step(), 3, setting(number)) is None
 
 
-def test_without_one_every_batch_counts_once(setting, digits):
+def test_without_a_stop_every_batch_counts_once(setting, digits):
     found = evaluate(Step(), 3, setting(4))
     labels = [digits.records["val"].read(i, digits.mean_image.astype("uint8")) for i in range(359)]
     assert found["top1_error"] == pytest.approx(1 - labels.count(3) / 359)

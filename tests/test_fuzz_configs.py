@@ -125,7 +125,7 @@ def test_layers_that_do_not_fit_together_are_refused_and_not_traced(base, change
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_configs_that_once_got_through(changed):
+def test_configs_that_were_once_accepted_are_refused(changed):
     config = _base("tiny")
     fuzz_configs.apply(config, changed)
     with pytest.raises(InputError, match=next(iter(changed)).replace(".", r"\.")):
@@ -143,7 +143,7 @@ _texts = st.one_of(
 @given(name=st.sampled_from(sorted(FIELDS)), text=_texts, spaced=st.booleans())
 @example("model.features", "(" * 50000, False)
 @example("model.cross_layers", "(" * 3000, False)
-def test_any_text_as_a_value_is_accepted_or_one_line(tmp_path_factory, name, text, spaced):
+def test_any_text_as_a_value_is_accepted_or_gives_one_line(tmp_path_factory, name, text, spaced):
     workdir = tmp_path_factory.getbasetemp() / "never"
     override = [f"--config.{name}", text] if spaced else [f"--config.{name}={text}"]
     command = ["--config=configs/quickstart.py", "--mode=summary", f"--workdir={workdir}"]
@@ -210,7 +210,7 @@ def test_a_typo_suggests_the_nearest_name(data):
         (["--config={tmp}/list.py"], "list.py cannot be loaded"),
     ],
 )
-def test_what_once_ended_in_a_traceback_or_two_lines(arguments, message, tmp_path):
+def test_command_lines_that_once_ended_in_a_traceback_give_one_line(arguments, message, tmp_path):
     recipe = "def get_config():\n    raise ValueError('the first line\\nof get_config')\n"
     (tmp_path / "loses.py").write_text(recipe)
     (tmp_path / "list.py").write_text("def get_config():\n    return [1]\n")

@@ -77,7 +77,7 @@ def _foreign(root, rng):
         ("_CHECKPOINT_METADATA", "[" * 100_000),
     ],
 )
-def test_metrics_and_metadata_that_are_none_are_refused_or_passed_over(
+def test_damaged_metrics_and_metadata_are_refused_or_skipped(
     finished, tmp_path, use, file, content
 ):
     run, config, saved = finished
@@ -97,7 +97,7 @@ def test_metrics_and_metadata_that_are_none_are_refused_or_passed_over(
 
 @cases(12)
 @given(seed=st.integers(0, 2**32), step=st.sampled_from(("best", "latest", 2, 4, 3)))
-def test_a_damaged_run_gives_a_state_that_was_saved_or_one_line(
+def test_a_damaged_run_restores_a_saved_state_or_gives_one_line(
     tmp_path_factory, finished, seed, step
 ):
     run, config, saved = finished
@@ -119,7 +119,9 @@ def test_a_damaged_run_gives_a_state_that_was_saved_or_one_line(
 
 @cases(4)
 @given(seed=st.integers(0, 2**32))
-def test_a_damaged_run_goes_on_to_the_same_state_or_is_one_line(tmp_path_factory, finished, seed):
+def test_a_damaged_run_resumes_to_the_same_state_or_gives_one_line(
+    tmp_path_factory, finished, seed
+):
     run, config, saved = finished
     copy = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(run, copy)
@@ -136,7 +138,7 @@ def test_a_damaged_run_goes_on_to_the_same_state_or_is_one_line(tmp_path_factory
 
 @cases(4)
 @given(seed=st.integers(0, 2**32))
-def test_a_damaged_run_predicts_as_before_or_is_one_line(tmp_path_factory, finished, seed):
+def test_a_damaged_run_predicts_the_same_or_gives_one_line(tmp_path_factory, finished, seed):
     run, _, _ = finished
     picture = np.full((8, 8, 3), 90, np.uint8)
     copy = tmp_path_factory.mktemp("copy") / "run"
@@ -151,7 +153,7 @@ def test_a_damaged_run_predicts_as_before_or_is_one_line(tmp_path_factory, finis
     outcomes.note("run directories, predicting", "as before")
 
 
-def test_the_command_itself_names_what_it_cannot_use(finished, tmp_path):
+def test_the_command_names_files_that_it_cannot_use(finished, tmp_path):
     run = finished[0]
     odd = tmp_path / "two\nlines \udcff.png"
     odd.write_bytes(fuzz_images.WHOLE["a.png"])

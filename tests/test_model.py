@@ -19,6 +19,16 @@ RECIPES = [path.stem for path in sorted((ROOT / "configs").glob("[!_]*.py"))]
 SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}
 
 
+NAMES = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+
+
+@pytest.fixture(scope="module")
+def he():
+    """Return variables of SMALL, drawn with the initializer of He and with biases of 0."""
+    model = AlexNet(**SMALL, initializer="he_normal", biases=(0.0,) * 8)
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))
+
+
 def _abstract(**fields):
     return jax.eval_shape(
         lambda: AlexNet(**fields).init_with_output(
@@ -87,8 +97,8 @@ def test_the_summary_shows_the_published_totals(recipe, totals):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_walk_over_the_layers_is_the_network(recipe):
-    """Outputs and kernels, against the shapes that Flax traces."""
+def test_the_walk_over_the_layers_describes_the_network(recipe):
+    """Compares outputs and kernels with the shapes that Flax traces."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     crop = config.augment.crop
     variables = jax.eval_shape(
@@ -120,8 +130,7 @@ def test_initial_values_are_the_published_ones():
     config.model.hidden = (128, 128)
     model = model_lib.from_config(config)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 227, 227, 3)))["params"]
-    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
-    for name, bias in zip(names, [0, 1, 0, 1, 1, 1, 1, 1], strict=True):
+    for name, bias in zip(NAMES, [0, 1, 0, 1, 1, 1, 1, 1], strict=True):
         kernel = np.asarray(params[name]["kernel"], np.float64)
         assert np.all(params[name]["bias"] == bias)
         assert abs(kernel.mean()) < 5 * 0.01 / kernel.size**0.5
@@ -132,24 +141,25 @@ def test_every_layer_draws_its_weights_with_its_own_deviation():
     stds = tuple(0.01 * i for i in range(1, 9))
     model = AlexNet(**SMALL, init_stds=stds)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))["params"]
-    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
-    for name, std in zip(names, stds, strict=True):
+    for name, std in zip(NAMES, stds, strict=True):
         kernel = np.asarray(params[name]["kernel"], np.float64)
         assert kernel.std() == pytest.approx(std, rel=5 / (2 * kernel.size) ** 0.5)
 
 
-def test_he_initial_values_grow_with_the_inverse_of_the_inputs():
-    model = AlexNet(**SMALL, initializer="he_normal")
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))
-    kernel = np.asarray(params["params"]["conv2"]["kernel"], np.float64)
+def test_the_deviation_of_he_falls_with_the_root_of_the_inputs(he):
+    kernel = np.asarray(he["params"]["conv2"]["kernel"], np.float64)
     assert kernel.std() == pytest.approx((2 / (5 * 5 * 8)) ** 0.5, rel=0.05)
 
 
-def test_two_columns_do_not_see_each_other_before_the_crossing_layer():
+def test_two_columns_do_not_see_each_other_before_the_crossing_layer(he):
     model = AlexNet(**SMALL, groups=2)
     images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3)) * 50
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    # Other filters in the second half of conv1 must not reach the first half of conv2's maps.
+    params = he["params"]
+    for name in ("conv2", "conv4", "conv5"):  # these see one column: half of the inputs
+        kernel = params[name]["kernel"]
+        half = kernel[:, :, : kernel.shape[2] // 2]
+        params = params | {name: params[name] | {"kernel": half}}
+    # Other filters in the second half of conv1 must not change the first half of conv2's output.
     kernel = params["conv1"]["kernel"]
     other = {**params, "conv1": {**params["conv1"], "kernel": kernel.at[..., 4:].multiply(3.0)}}
     maps = jax.jit(lambda p: model.apply({"params": p}, images, mutable=["intermediates"])[1])
@@ -159,11 +169,12 @@ def test_two_columns_do_not_see_each_other_before_the_crossing_layer():
     assert not np.allclose(first["relu3"][0][..., :8], second["relu3"][0][..., :8])
 
 
-def test_parameters_and_logits_stay_float32_in_bfloat16():
+def test_parameters_and_logits_stay_float32_in_bfloat16(he):
     model = AlexNet(**SMALL, dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3)) * 50
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    abstract = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+    variables = he
     apply = functools.partial(model.apply, mutable=["intermediates"])
     logits, state = jax.jit(apply)(variables, images)
     assert logits.dtype == jnp.float32
@@ -172,10 +183,9 @@ def test_parameters_and_logits_stay_float32_in_bfloat16():
     np.testing.assert_allclose(logits, exact, atol=0.02 * float(jnp.abs(exact).max()))
 
 
-def test_dropout_follows_the_example_not_its_row():
-    model = AlexNet(**SMALL, initializer="he_normal")
+def test_dropout_depends_on_the_example_and_not_on_its_row(he):
+    model, variables = AlexNet(**SMALL), he
     images = jax.random.normal(jax.random.key(1), (6, 67, 67, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     @jax.jit
     def train(images, example_ids):
@@ -195,10 +205,13 @@ def test_dropout_zeroes_half_of_each_example():
     assert abs((y[0] == y[1]).mean() - 0.5) < 0.05  # each example has a mask of its own
 
 
-def test_fc6_and_fc7_drop_other_units():
-    model = AlexNet(**SMALL, initializer="he_normal", biases=(1.0,) * 8)
+def test_fc6_and_fc7_drop_different_units(he):
+    model = AlexNet(**SMALL)
     images = jax.random.normal(jax.random.key(1), (8, 67, 67, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    ones = {
+        name: {**of_layer, "bias": of_layer["bias"] + 1} for name, of_layer in he["params"].items()
+    }
+    variables = {"params": ones}
     apply = functools.partial(model.apply, train=True, mutable=["intermediates"])
     _, state = jax.jit(apply)(variables, images, rngs={"dropout": jax.random.key(2)})
     noted = {name: np.asarray(value[0]) for name, value in state["intermediates"].items()}
@@ -209,10 +222,9 @@ def test_fc6_and_fc7_drop_other_units():
 
 
 @pytest.mark.parametrize(("scaling", "halved"), [("train", False), ("test", True)])
-def test_the_outputs_are_halved_when_testing_or_doubled_when_training(scaling, halved):
-    model = AlexNet(**SMALL, initializer="he_normal", dropout_scaling=scaling)
+def test_outputs_are_halved_in_tests_or_doubled_in_training(he, scaling, halved):
+    model, variables = AlexNet(**SMALL, dropout_scaling=scaling), he
     images = jax.random.normal(jax.random.key(1), (2, 67, 67, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def maps(train):
         rngs = {"dropout": jax.random.key(2)}

@@ -15,7 +15,7 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 
-def test_a_loss_that_is_not_finite_names_itself_and_the_last_good_checkpoint(config, tmp_path):
+def test_the_error_names_the_loss_that_is_not_finite_and_the_last_good_checkpoint(config, tmp_path):
     """Of step n, which the parameters of step n - 1 gave: good is a checkpoint before that."""
     runs.all_layers(config.model)
     config.learning_rate, config.num_steps, config.log_every_steps = 1e4, 20, 100
@@ -69,7 +69,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
 
 
-def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
+def test_a_rewind_moves_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
     """The same parameters would give the same loss, whatever the learning rate."""
     runs.all_layers(config.model)
     config.num_steps, config.checkpoint_every_steps = 6, 1
@@ -92,7 +92,7 @@ def test_a_rewind_sets_aside_the_checkpoint_that_led_to_it(config, tmp_path, cap
     assert rates == pytest.approx([1e4] * good + [1e-14] * (6 - good), rel=1e-5)
 
 
-def test_a_rewind_that_is_cut_off_is_known_to_the_next_start(config, digits, tmp_path, capsys):
+def test_the_next_start_knows_of_an_interrupted_rewind(config, digits, tmp_path, capsys):
     """Its only checkpoint is set aside, and one before had been damaged; then the power goes."""
     config.rewind_divisor = 4.0
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -112,7 +112,7 @@ def test_a_rewind_that_is_cut_off_is_known_to_the_next_start(config, digits, tmp
         train_and_evaluate(config, tmp_path)
 
 
-def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits, tmp_path):
+def test_a_rewind_divides_the_rate_once_per_rewind_after_the_checkpoint(config, digits, tmp_path):
     config.rewind_divisor = 4.0
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         state, run = begin(config, tmp_path, digits, checkpoints, rewinds=1)
@@ -126,7 +126,7 @@ def test_a_rewind_divides_by_what_the_checkpoint_does_not_know_of(config, digits
             assert run.rewinds == max(rewinds, 1)
 
 
-def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
+def test_a_run_stops_after_max_rewinds(config, tmp_path, capsys):
     config.num_steps, config.checkpoint_every_steps = 20, 1
     config.learning_rate, config.on_nan, config.max_rewinds = 1e9, "rewind", 2
     with pytest.raises(NotFinite, match=r"after 2 rewinds; .*kept: none .*more --config.max_rew"):
@@ -137,7 +137,7 @@ def test_after_so_many_rewinds_the_run_stops(config, tmp_path, capsys):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_the_command_line_ends_with_2(tmp_path, data_dir):
+def test_the_command_line_exits_with_2_on_nan(tmp_path, data_dir):
     done = runs.run(
         *runs.TINY,
         f"--workdir={tmp_path}",

@@ -43,7 +43,7 @@ RECIPES = {
 
 
 def photographs(side):
-    """Return two photographs that scikit-learn carries, (2, side, side, 3) uint8."""
+    """Return the two photographs of scikit-learn, (2, side, side, 3) uint8."""
     step = 427 // side
     images = np.stack(load_sample_images().images)  # (2, 427, 640, 3)
     return images[:, : side * step : step, 100 : 100 + side * step : step]
@@ -55,13 +55,20 @@ def undisturbed(recipe):
     config.dataset.image_size = config.augment.crop
     config.augment.flip, config.augment.colour_std = False, 0.0
     config.augment.colour_rule = "paper"
-    if config.augment.crop < 200:  # 1e-4 is for hundreds of epochs: nothing would be left to see
+    if config.augment.crop < 200:  # 1e-4 is for hundreds of epochs: all gradients would vanish
         config.model.init_stds = (0.01, *config.model.init_stds[1:])
     return config
 
 
+def narrow(config):
+    """Give the eight layers of a config for ImageNet few features, and the smallest input."""
+    config.model.features = tuple(number // 8 for number in config.model.features)
+    config.model.hidden = (32, 32)
+    config.dataset.image_size = config.augment.crop = 67
+
+
 def first_state(config, images):
-    """Return a state before its first step, with a velocity as after many."""
+    """Return a state before the first step, with a velocity as after many steps."""
     mean = images.astype(np.float64).mean(0).astype(np.float32)
     state = jax.jit(lambda: create_state(config, Statistics(mean, jnp.zeros((3, 3)))))()
     velocity = jax.tree.map(lambda w: 1e-5 * w[::-1], state.params)
@@ -69,7 +76,7 @@ def first_state(config, images):
 
 
 def noted(model, params, images, train=False, dropout_key=None):
-    """Return every array on the way through the linen network, by the reference's names."""
+    """Return every feature map of the linen network, by the names of the reference."""
 
     @jax.jit
     def maps(params, images):
@@ -114,21 +121,34 @@ def _rates_and_decays(name, params):
 
 
 @pytest.mark.parametrize(
-    ("name", "accumulate_steps"), [*((name, 1) for name in RECIPES), ("cifar10_11pct", 2)]
+    ("name", "whole", "accumulate_steps"),
+    [
+        ("alexnet", False, 1),
+        ("alexnet_2012_code", False, 1),
+        ("cifar10_80sec", True, 1),
+        ("cifar10_18pct", True, 1),
+        ("cifar10_13pct", True, 1),
+        ("cifar10_11pct", True, 1),
+        pytest.param("cifar10_11pct", True, 2, marks=pytest.mark.slow),
+        pytest.param("alexnet", True, 1, marks=pytest.mark.slow),
+        pytest.param("alexnet_2012_code", True, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_every_layer_and_the_update_are_those_of_the_formulas(name, accumulate_steps):
+def test_every_layer_and_the_update_follow_the_formulas(name, whole, accumulate_steps):
     config = undisturbed(RECIPES[name])
     config.accumulate_steps = accumulate_steps
-    pictures, labels = photographs(config.augment.crop), np.array([3, 7], np.int32)
-    state = first_state(config, pictures)
-    images = pictures - np.asarray(state.mean_image)
+    if not whole:
+        narrow(config)
+    photos, labels = photographs(config.augment.crop), np.array([3, 7], np.int32)
+    state = first_state(config, photos)
+    images = photos - np.asarray(state.mean_image)
     model, spec = model_lib.from_config(config), config.model.to_dict()
     params = jax.tree.map(np.asarray, state.params)
 
     _, dropout_key = jax.random.split(step_key(config, state.step))
     in_test = noted(model, params, images)
     in_training = noted(model, params, images, train=True, dropout_key=dropout_key)
-    # A unit that ReLU has closed is 0 whether it is dropped or not, and so is its gradient.
+    # Where ReLU gives 0, the unit and its gradient are 0 whether it is dropped or not.
     masks = {n.replace("dropout", "fc"): v != 0 for n, v in in_training.items() if "dropout" in n}
     for got, train in ((in_test, False), (in_training, True)):
         wanted = reference.forward(spec, params, images, train=train, masks=masks)
@@ -137,7 +157,7 @@ def test_every_layer_and_the_update_are_those_of_the_formulas(name, accumulate_s
 
     step = functools.partial(train_step, model=model, config=config, num_train=2)
     of_one_device = jax.jit(jax.vmap(step, axis_name="data"))
-    batch = {"image": pictures[None], "label": labels[None]}
+    batch = {"image": photos[None], "label": labels[None]}
     after, metrics = of_one_device(jax.tree.map(lambda leaf: leaf[None], state), batch)
 
     loss, gradients = reference.gradients(spec, params, images, labels, masks=masks)
@@ -148,7 +168,7 @@ def test_every_layer_and_the_update_are_those_of_the_formulas(name, accumulate_s
     )
     found = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (after.opt_state.trace, after.params))
     agree(float(metrics["loss"][0]), loss, rtol=1e-5, what="loss")
-    # Where two pixels of a window differ by less than float32 shows, the other one may be chosen.
+    # Where two pixels of a window differ by less than float32 resolves, either may be the maximum.
     agree(found[0], velocity, rtol=3e-3, what="velocity ")
     agree(found[1], params, rtol=1e-3, what="parameters ")
 
@@ -215,8 +235,8 @@ IMAGENET = {
 }
 
 
-def test_every_constant_of_the_recipes_is_the_published_one():
-    """The settings of the paper and of the released code, written down a second time."""
+def test_the_recipes_have_the_published_constants():
+    """The values of the paper and of the released code are written out here a second time."""
     recipes = [dict(config_lib.flatten(r.get_config())) for r in (alexnet, alexnet_2012_code)]
     for field, values in IMAGENET.items():
         assert (recipes[0][field], recipes[1][field]) == values, field
@@ -224,7 +244,7 @@ def test_every_constant_of_the_recipes_is_the_published_one():
     assert norm == {"k": 1.0, "n": 5, "alpha": 1e-3 / 25, "beta": 0.75}
 
 
-def test_the_two_device_recipe_is_the_described_one_split():
+def test_the_two_device_recipe_is_the_recipe_of_the_paper_split():
     described, split = (
         dict(config_lib.flatten(r.get_config())) for r in (alexnet, alexnet_two_device)
     )
@@ -287,7 +307,7 @@ CIFAR = {
 
 
 @pytest.mark.parametrize("i", range(4), ids=["80sec", "18pct", "13pct", "11pct"])
-def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
+def test_the_cifar_recipes_have_the_published_constants(i):
     config = (cifar10_80sec, cifar10_18pct, cifar10_13pct, cifar10_11pct)[i].get_config()
     assert (config.batch_size, config.momentum, config.learning_rate) == (128, 0.9, 0.001)
     found = dict(config_lib.flatten(config))
@@ -319,15 +339,15 @@ def test_every_constant_of_the_cifar_nets_is_the_published_one(i):
     ],
     ids=str,
 )
-def test_columns_cross_where_they_are_told_to(changes):
-    """Small two-column networks against the reference, forward and backward."""
+def test_columns_cross_in_the_named_layers(changes):
+    """Compares small two-column networks with the reference, forward and backward."""
     config = undisturbed(quickstart)
     config.model.groups, config.model.lrn.alpha, config.model.input_scale = 2, 0.5, 0.02
     config.model.features, config.model.hidden = (8, 8, 8, 8, 8), (16, 16)
     config.model.update_from_flattened_dict(changes)
-    pictures, labels = photographs(67), np.array([3, 7], np.int32)
-    state = first_state(config, pictures)
-    images = pictures - np.asarray(state.mean_image)
+    photos, labels = photographs(67), np.array([3, 7], np.int32)
+    state = first_state(config, photos)
+    images = photos - np.asarray(state.mean_image)
     model, spec = model_lib.from_config(config), config.model.to_dict()
     agree(
         noted(model, state.params, images), reference.forward(spec, state.params, images), rtol=1e-5

@@ -100,12 +100,14 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_there_are_five():
+def test_there_are_five_notebooks():
     assert NAMES == ["curves", "filters", "lrn", "neighbours", "predict"]
 
 
 @pytest.mark.parametrize("name", ["filters", "predict"])
-def test_a_notebook_runs_on_pictures_and_two_columns(name, workdirs, photographs, monkeypatch):
+def test_a_notebook_runs_on_a_folder_of_images_and_two_columns(
+    name, workdirs, photographs, monkeypatch
+):
     found = execute(name, monkeypatch, WORKDIR=workdirs / "two", PICTURES=photographs)
     if name == "filters":
         assert [column.shape for column in found["columns"]] == [(11, 11, 3, 4)] * 2
@@ -156,12 +158,12 @@ def test_lrn_takes_the_first_activations_of_any_network(
         ("neighbours", "the run in .*bare has no stage"),
     ],
 )
-def test_a_notebook_says_what_a_network_lacks(name, lacks, workdirs, photographs, monkeypatch):
+def test_a_notebook_names_what_a_network_lacks(name, lacks, workdirs, photographs, monkeypatch):
     with pytest.raises(ValueError, match=lacks):
         execute(name, monkeypatch, WORKDIR=workdirs / "bare", PICTURES=photographs)
 
 
-def test_predict_asks_the_digits_that_were_held_out(workdirs, digits, monkeypatch, capsys):
+def test_predict_uses_the_validation_digits(workdirs, digits, monkeypatch, capsys):
     found = execute("predict", monkeypatch, WORKDIR=workdirs / "digits")
     batches = list(data.eval_batches(digits, batch_size=64))
     images, labels = (
@@ -179,7 +181,7 @@ def test_predict_asks_the_digits_that_were_held_out(workdirs, digits, monkeypatc
     assert expected in capsys.readouterr().out
 
 
-def test_neighbours_are_those_of_the_vectors_by_which_predict_judges(workdirs, monkeypatch):
+def test_neighbours_uses_the_features_that_predict_uses(workdirs, monkeypatch):
     """The crops, which the notebook makes itself, are those of `predict`; the nearest are such."""
     few = load_digits()
     few.images, few.target = few.images[:200], few.target[:200]
@@ -204,7 +206,7 @@ def test_neighbours_are_those_of_the_vectors_by_which_predict_judges(workdirs, m
         assert distances[six].max() <= distances[farther].min() + 1e-4
 
 
-def test_lrn_shows_what_a_network_of_two_columns_computes(workdirs, photographs, monkeypatch):
+def test_lrn_shows_the_divisors_of_a_network_of_two_columns(workdirs, photographs, monkeypatch):
     """The windows end between the columns, and every divisor is that of its output."""
     picture = photographs / "3" / "3.png"
     found = execute("lrn", monkeypatch, WORKDIR=workdirs / "two", PICTURE=picture)
@@ -216,7 +218,7 @@ def test_lrn_shows_what_a_network_of_two_columns_computes(workdirs, photographs,
     assert np.min(found["remains"]) < 0.9, "nothing to be seen"
 
 
-def test_curves_compares_runs_and_leaves_out_what_is_torn(workdirs, tmp_path, monkeypatch, capsys):
+def test_curves_compares_runs_and_skips_torn_lines(workdirs, tmp_path, monkeypatch, capsys):
     for name in ("digits", "two"):
         shutil.copytree(workdirs / name, tmp_path / "runs" / name)
     path = tmp_path / "runs" / "digits" / "metrics.jsonl"
@@ -233,7 +235,7 @@ def test_curves_compares_runs_and_leaves_out_what_is_torn(workdirs, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_uses_public_names_alone(name):
+def test_a_notebook_uses_public_names_only(name):
     for cell in code_cells(name):
         for node in ast.walk(ast.parse("".join(cell["source"]))):
             if isinstance(node, ast.ImportFrom):

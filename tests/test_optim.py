@@ -36,7 +36,7 @@ def moved(w, v, g, rate, decay):
     return w + v, v
 
 
-def test_the_update_is_the_papers_also_when_the_rate_drops():
+def test_the_update_is_that_of_the_paper_also_when_the_rate_drops():
     rng = np.random.default_rng(0)
     w = rng.normal(size=(5, 3))
     v = np.zeros_like(w)
@@ -129,13 +129,15 @@ def released():
     return jax.device_get(history)
 
 
-def test_the_released_recipes_rates_are_those_by_hand_in_every_step(released):
+def test_the_rates_of_the_released_recipe_follow_the_formula_in_every_step(released):
     want = [{name: rate_by_hand(name, step) for name in SHAPES} for step in range(STEPS)]
     agree([state["rate"] for state in released], want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("what", ["w", "v"])
-def test_the_released_recipe_moves_parameters_as_by_hand_in_every_step(released, by_hand, what):
+def test_the_parameters_of_the_released_recipe_follow_the_formula_in_every_step(
+    released, by_hand, what
+):
     agree([s[what] for s in released], [s[what] for s in by_hand], rtol=1e-5, what=what)
 
 
@@ -172,7 +174,7 @@ def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released):
         assert difference > 0.5, f"step {drop}"
 
 
-def test_a_rate_that_comes_back_finds_the_old_velocity():
+def test_the_velocity_is_kept_while_the_rate_is_0():
     rates = {"a": [0.1] * 5 + [0.0] * 4 + [0.02] * 5, "b": [0.1] * 14}
     decays = {"a": 0.03, "b": 0.0}
     rng = np.random.default_rng(0)
@@ -215,27 +217,27 @@ def test_an_epoch_begins_with_its_first_whole_step(epoch, num_train, batch_size,
     assert step == 0 or (step - 1) * batch_size < (epoch - 1) * num_train
 
 
-def test_a_milestone_holds_from_its_epochs_first_step_on():
+def test_a_milestone_takes_effect_with_the_first_step_of_its_epoch():
     config = alexnet_2012_code.get_config()
     config.batch_size = 4
     rates = [float(optim.learning_rate(config, step, 1.0, 50)) for step in (299, 300)]
     assert rates == pytest.approx([1e-2, 1e-3], rel=1e-6)
 
 
-def test_the_rate_without_a_name_is_that_of_the_weights_but_for_single_layers():
+def test_the_rate_without_a_name_ignores_rules_of_single_layers():
     config = alexnet_2012_code.get_config()
     config.batch_size = BATCH
     rates = [float(optim.learning_rate(config, s, 1.0, NUM_TRAIN)) for s in range(STEPS)]
     assert rates == pytest.approx([rate_by_hand("fc8/kernel", s) for s in range(STEPS)], rel=1e-6)
 
 
-def test_the_plateaus_scale_multiplies_every_rate():
+def test_the_scale_of_the_plateau_multiplies_every_rate():
     config = alexnet_2012_code.get_config()
     rates = optim.learning_rates(config, jnp.int32(0), jnp.float32(0.25), 50, {"fc8": {"bias": 0}})
     assert float(rates["fc8"]["bias"]) == pytest.approx(0.25 * 0.02)
 
 
-def test_the_last_pattern_that_concerns_a_parameter_gives_its_decay():
+def test_the_last_pattern_that_matches_a_parameter_gives_its_decay():
     patterns = (("fc*", 0.03), ("fc9/*", 0.5), ("*/bias", 0.0))
     config = ConfigDict({"weight_decay": 0.004, "weight_decays": patterns})
     want = {

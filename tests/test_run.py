@@ -1,5 +1,6 @@
-"""The command line as a user meets it: exit codes, one-line errors, signals, pictures."""
+"""The command line of a user: exit codes, one-line errors, evaluation and prediction."""
 
+import json
 import re
 
 import numpy as np
@@ -18,7 +19,7 @@ from tests.fuzz_configs import command
         (["stray"], "'stray'"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+def test_bad_input_gives_one_line_and_exit_code_2(arguments, message, tmp_path):
     done = runs.run(*runs.TINY, f"--workdir={tmp_path / 'run'}", *arguments, devices=2)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -45,7 +46,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
         (["--mode=evaluate"], "not a run directory"),
     ],
 )
-def test_every_kind_of_bad_input_is_one_line(arguments, message, tmp_path):
+def test_every_kind_of_bad_input_gives_one_line(arguments, message, tmp_path):
     """As processes end above, in this one."""
     (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
     arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
@@ -75,19 +76,12 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
-    workdir = tmp_path / "run"
-    done = runs.run(
-        *runs.TINY,
-        f"--workdir={workdir}",
-        f"--config.dataset.data_dir={data_dir}",
-        "--config.num_steps=2",
-    )
+def test_modes_evaluate_and_predict_use_the_run(tmp_path, finished_run):
+    workdir = finished_run
+    result = json.loads((workdir / "result.json").read_text())
+    done = runs.run("--mode=evaluate", f"--workdir={workdir}", devices=2)
     assert done.returncode == 0, done.stderr
-    errors = done.stdout.partition("validation")[2].partition(";")[0]
-    done = runs.run("--mode=evaluate", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    assert errors in done.stdout
+    assert f"validation top-1 error {result['top1_error']:.2%}" in done.stdout
 
     paths = [tmp_path / "one.png", tmp_path / "two.jpg"]
     for path in paths:
@@ -103,7 +97,7 @@ def test_modes_evaluate_and_predict_use_the_run(tmp_path, data_dir):
     assert re.fullmatch(r"error: [^\n]+no.png[^\n]+\n", done.stderr)
 
 
-def test_a_save_that_fails_is_named_ends_with_2_and_continues(tmp_path, data_dir):
+def test_a_failed_save_is_named_exits_with_2_and_can_be_resumed(tmp_path, data_dir):
     command = [
         *runs.TINY,
         f"--workdir={tmp_path}",
@@ -123,7 +117,7 @@ def test_a_save_that_fails_is_named_ends_with_2_and_continues(tmp_path, data_dir
     assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_prepare_says_where_the_data_set_is(tmp_path):
+def test_mode_prepare_prints_where_the_data_set_is(tmp_path):
     done = runs.run(*runs.TINY, "--mode=prepare", f"--config.dataset.data_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("prepared data set: ")

@@ -21,7 +21,7 @@ from tests.agreement import agree, note
 
 CASES = [  # devices, layers that cross, whether of all eight
     (2, ("conv3",), True),
-    (4, ("conv3",), False),
+    pytest.param(4, ("conv3",), False, marks=pytest.mark.slow),
     (8, ("conv2", "conv3"), False),
     pytest.param(4, ("conv3",), True, marks=pytest.mark.slow),
     pytest.param(8, ("conv3",), True, marks=pytest.mark.slow),
@@ -182,7 +182,7 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
 def test_a_device_of_a_pair_holds_about_half(monkeypatch):
     """Parameters, velocity and maps of configs/alexnet_two_device.py, as the compiler counts them.
 
-    Against the same network on one device; both with 32 pictures in a batch.
+    Against the same network on one device; both with batches of 32 images.
     """
     config = alexnet_two_device.get_config()
     state = abstract_state(config)

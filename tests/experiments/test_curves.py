@@ -29,7 +29,7 @@ TORN = (
 )
 
 
-def test_lines_that_are_torn_are_left_out_and_counted_wherever_they_are(tmp_path):
+def test_torn_lines_are_skipped_and_counted(tmp_path):
     run = write_run(tmp_path / "run", (0.5, 0.25))
     whole = metrics.lines(run)
     path = run / "metrics.jsonl"
@@ -62,7 +62,7 @@ def test_the_epochs_done_are_read_from_the_end_of_a_long_file(tmp_path, monkeypa
     assert metrics.epochs(run) == 50.0
 
 
-def test_runs_of_one_name_are_told_apart_and_a_dot_in_the_name_stays(tmp_path):
+def test_runs_of_the_same_name_get_different_labels_and_a_dot_in_out_stays(tmp_path):
     one, two = (write_run(tmp_path / name / "run", (e,)) for name, e in (("a", 0.5), ("b", 0.4)))
     (two / "result.json").write_text('{"step": 4')  # damaged
     for name in ("lr0.5", "lr0.05"):
@@ -86,7 +86,7 @@ def test_runs_of_one_name_are_told_apart_and_a_dot_in_the_name_stays(tmp_path):
         ("list", "list/config.json is damaged"),
     ],
 )
-def test_what_is_no_run_is_one_line_and_exit_code_2(
+def test_a_directory_that_is_not_a_run_gives_one_line_and_exit_code_2(
     script, name, said, tmp_path, monkeypatch, capsys
 ):
     run = write_run(tmp_path / "run", (0.5,))
@@ -107,7 +107,7 @@ def test_what_is_no_run_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("out", [".", "..", "file/curves"])
-def test_a_place_where_curves_cannot_be_written_is_refused(out, tmp_path, monkeypatch):
+def test_an_out_that_cannot_be_written_is_refused(out, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", (0.5,))
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,7 @@ def test_the_command_line_of_an_ablation_gives_its_config(recipe):
         assert dict(config_lib.flatten(read)) == wanted, name
 
 
-def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
+def test_without_a_crossing_layer_the_layer_in_its_place_crosses():
     config = read("alexnet_two_device")
     found, _ = ablated_configs.ablations(config)
     assert found["without_conv3"]["model.cross_layers"] == ("conv3",)
@@ -97,7 +97,7 @@ def test_of_two_columns_the_layer_in_place_of_the_one_that_crossed_crosses():
     assert found["without_conv5"]["model.cross_layers"] == ("conv3",)
 
 
-def test_the_table_has_means_deviations_and_differences_from_full():
+def test_the_table_shows_means_deviations_and_differences_from_full():
     ended = [("full", 0.5), ("full", 0.6), ("no_lrn", 0.58)]
     each = [
         {"name": name, "status": "finished", **dict.fromkeys(trial_records.ERRORS, e)}
@@ -122,7 +122,7 @@ def test_the_table_has_means_deviations_and_differences_from_full():
     assert lines[4:] == ["", "No run has ended of: tanh."]
 
 
-def test_an_ablation_is_trained_once_and_reported_as_run_py_has_it(
+def test_an_ablation_is_trained_once_and_reported_as_run_py_measured_it(
     data_dir, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(trials, "device", lambda: "a device")
@@ -181,7 +181,7 @@ def test_the_training_error_is_the_mean_over_the_last_epoch(tmp_path):
     assert metrics.training_errors([])[0].size == 0
 
 
-def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():
+def test_epochs_to_an_error_are_at_least_one():
     falling = [
         {"epoch": i / 10, "split": "train", "top1_error": max(0, 1 - i / 100)}
         for i in range(1, 101)
@@ -192,7 +192,7 @@ def test_epochs_to_an_error_are_counted_from_the_first_whole_epoch():
     assert figure1.epochs_to(low, 0.25) == 1.0
 
 
-def test_figure_1s_nets_differ_in_activation_and_rate_alone():
+def test_the_nets_of_figure_1_differ_only_in_activation_and_rate():
     relu, tanh = (
         dict(config_lib.flatten(figure1.trial(a, 0.01, 0).config())) for a in figure1.ACTIVATIONS
     )
@@ -272,7 +272,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not workdir.exists()
 
 
-def test_each_recipes_ablations_have_a_directory_of_their_own(tmp_path, monkeypatch):
+def test_the_ablations_of_each_recipe_have_their_own_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("quickstart", "alexnet"):
         with pytest.raises(InputError, match=f"^--workdir=runs/ablations/{name} holds none"):
@@ -292,5 +292,5 @@ def test_an_experiment_leaves_accelerators_to_its_runs():
     assert said.startswith("cpu {") and "JAX_PLATFORMS" not in said
 
 
-def test_a_user_that_is_none_is_part_of_a_path():
+def test_the_home_of_an_unknown_user_is_part_of_the_path():
     assert str(command_line.path("~nobody.of.this.name/x")) == "~nobody.of.this.name/x"

@@ -64,7 +64,7 @@ def fake_run(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def test_only_a_run_that_has_ended_as_its_config_has_it_is_finished(tmp_path):
+def test_a_run_is_finished_only_with_the_result_of_its_own_config(tmp_path):
     trial = trials.Trial("net", recipe("cifar10_80sec"), ("--config.num_epochs=2",), {}, 5)
     directory = trial.directory(tmp_path)
     directory.mkdir()
@@ -94,7 +94,7 @@ def train_until_there(monkeypatch):
     monkeypatch.setattr(trials, "train", until_there)
 
 
-def test_a_run_that_fails_is_reported_then_and_later_and_tried_again(fake_run, monkeypatch, capsys):
+def test_a_failed_run_is_reported_each_time_and_tried_again(fake_run, monkeypatch, capsys):
     train_until_there(monkeypatch)
     arguments = ["--net=80sec", f"--workdir={fake_run}", "--config.learning_rate=0.1"]
     arguments += [f"--out={fake_run / 'lr0.1'}", "--seeds", "13", "1"]
@@ -128,7 +128,7 @@ def test_a_run_that_fails_is_reported_then_and_later_and_tried_again(fake_run, m
     assert log.read_text().count("$ python run.py") == 2
 
 
-def test_a_run_that_somebody_else_trains_or_stops_has_not_failed(fake_run):
+def test_a_run_that_another_process_trains_or_stops_has_not_failed(fake_run):
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 13)
     directory = trial.directory(fake_run)
     directory.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_a_run_that_somebody_else_trains_or_stops_has_not_failed(fake_run):
     assert trials.failed(trial, fake_run) is None
 
 
-def test_the_same_pictures_may_move_and_others_are_refused(tmp_path):
+def test_the_same_images_may_move_and_other_images_are_refused(tmp_path):
     for split in ("train", "val"):
         for label in range(10):
             folder = tmp_path / f"pictures/{split}/{label}"
@@ -177,7 +177,7 @@ def test_the_same_pictures_may_move_and_others_are_refused(tmp_path):
         trials.refuse([trial("others")], tmp_path, training=True)
 
 
-def test_a_record_names_no_places_and_passes_over_torn_lines(fake_run, monkeypatch):
+def test_a_record_contains_no_paths_and_skips_torn_lines(fake_run, monkeypatch):
     (fake_run.parent / "run.py").write_text(f"raise SystemExit('error: {fake_run}/x is gone.')")
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 13)
     for _ in range(2):
@@ -192,7 +192,7 @@ def test_a_record_names_no_places_and_passes_over_torn_lines(fake_run, monkeypat
     assert here["failure"] == "exit code 1: error: WORKDIR/x is gone."
 
 
-def test_an_interrupt_lets_the_run_save_before_it_goes_on(fake_run):
+def test_an_interrupt_waits_for_the_run_to_save(fake_run):
     trial = figure1.trial("relu", 0.1, 0)
     directory = trial.directory(fake_run)
 
@@ -237,7 +237,7 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
     assert json.loads((fake_run / "figure1.json").read_text())["overrides"] == []
 
 
-def test_a_seed_that_does_not_get_there_is_named(fake_run, monkeypatch, capsys):
+def test_a_seed_that_does_not_reach_the_error_is_named(fake_run, monkeypatch, capsys):
     monkeypatch.setattr(figure1, "RECIPE", recipe("figure1"))
     fake = FAKE_RUN.replace('given["config.seed"] == "13"', 'given["config.seed"] == "1"')
     (fake_run.parent / "run.py").write_text(fake)
@@ -256,7 +256,7 @@ def test_a_seed_that_does_not_get_there_is_named(fake_run, monkeypatch, capsys):
     assert "relu-lr1-seed1: exit code 1: error: no luck" in said.err
 
 
-def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
+def test_the_log_has_one_row_per_epoch_and_evaluation(tmp_path):
     trial = trials.Trial("net", recipe("cifar10_80sec"), (), {}, 5)
     trial.directory(tmp_path).mkdir()
     errors = {"loss": 3.0, "top1_error": 0.9, "top5_error": 0.5, "learning_rate": 0.1}
@@ -280,7 +280,7 @@ def test_the_log_has_a_row_an_epoch_and_an_evaluation(tmp_path):
     ]
 
 
-def test_results_are_not_replaced_by_none(tmp_path):
+def test_results_are_not_replaced_by_fewer_results(tmp_path):
     out, files = tmp_path / "lr0.1", []
     ended, begun = {"status": "finished", "seed": 1}, {"status": "unfinished", "seed": 2}
 

@@ -4,7 +4,7 @@ from experiments.benchmarks import loop
 from tests import runs
 
 
-def test_every_way_is_timed_in_every_round(tmp_path, data_dir):
+def test_every_variant_is_timed_in_every_round(tmp_path, data_dir):
     arguments = [*runs.TINY, f"--config.dataset.data_dir={data_dir}"]
     times = loop.measured(arguments, 2, 3, tmp_path)
     assert set(times) == {"step", "fed", "written", "batches"}

@@ -130,7 +130,7 @@ def test_unfinished_and_damaged_runs_are_shown_as_such(tmp_path):
     assert states["damaged"] == ("stopped at epoch 1.00; checkpoints/10 cannot be restored")
 
 
-def test_filters_are_of_the_best_checkpoint(tmp_path):
+def test_the_report_shows_the_filters_of_the_best_checkpoint(tmp_path):
     config = runs.tiny_config("none")
     config.model.groups = 2
     save_run(tmp_path / "run", config)
@@ -165,7 +165,9 @@ def test_the_directory_of_an_experiment_stands_for_its_runs(tmp_path):
     assert [row["run"] for row in rows] == ["quickstart", "80sec-seed0", "80sec-seed1"]
 
 
-def test_what_is_no_run_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+def test_a_directory_that_is_not_a_run_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
     run, other = write_run(tmp_path / "run", (0.5,)), tmp_path / "other"
     other.mkdir()
     refused = f"{other}/config.json is missing: {other} is not a run directory"

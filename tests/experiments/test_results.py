@@ -18,7 +18,7 @@ def test_the_table_is_that_of_the_files():
     assert shown == results_table.table(RESULTS)
 
 
-def test_a_line_holds_mean_and_deviation_of_the_finished_runs(tmp_path):
+def test_a_line_shows_mean_and_deviation_of_the_finished_runs(tmp_path):
     errors = (0.25, 0.26, 0.30)
     runs = [
         {"name": "net", "seed": seed, "status": "finished", "top1_error": error, "epoch": 24.0,
@@ -33,7 +33,7 @@ def test_a_line_holds_mean_and_deviation_of_the_finished_runs(tmp_path):
     assert cells[3:8] == ["26", "24", "60 s", "a; b", "3 of 4"]
 
 
-def test_a_line_of_figure_1_holds_the_epochs_to_its_training_error(tmp_path):
+def test_a_line_of_figure_1_shows_the_epochs_to_its_training_error(tmp_path):
     runs = [
         {"name": "tanh", "seed": seed, "status": status, "epochs_to_target": epochs, "epoch": 9.0,
          "seconds": 100.0 * (seed + 1), "sessions": [{"device": "a"}]}
@@ -45,7 +45,7 @@ def test_a_line_of_figure_1_holds_the_epochs_to_its_training_error(tmp_path):
     assert cells[2:8] == ["25 in training", "36", "7.5 ± 0.7", "2 min", "a", "2 of 3"]
 
 
-def test_every_file_that_readmes_and_docs_name_is_there():
+def test_every_file_that_readmes_and_docs_name_exists():
     pages = [ROOT / "README.md", RESULTS / "README.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):

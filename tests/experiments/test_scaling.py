@@ -29,16 +29,19 @@ def _parameter_bytes(config):
     return 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config).params))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_devices_exchange_the_gradient_once_and_three_metrics(step, devices):
+DEVICES = [pytest.param(2, marks=pytest.mark.slow), 4]
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_devices_exchange_the_gradient_and_three_metrics_once(step, devices):
     config, [only] = step("pmap", devices)
     assert only["kind"] == "all-reduce"
     assert only["bytes"] == _parameter_bytes(config) + 3 * 4
     assert only["group"] == list(range(devices))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_a_pair_exchanges_what_layers_that_cross_read(step, devices):
+@pytest.mark.parametrize("devices", DEVICES)
+def test_a_pair_exchanges_the_inputs_of_layers_that_cross(step, devices):
     """Maps before conv3 and fc6, units after fc6 and fc7: there, and their gradients back.
 
     And the logits, of which each then has its own gradient; and two squares for the norms.

@@ -5,7 +5,7 @@ import shlex
 from experiments.benchmarks import start
 
 
-def test_the_recorded_command_measures_the_same_runs_and_names_no_places():
+def test_the_recorded_command_measures_the_same_runs_and_contains_no_paths():
     places = "--config.dataset.path='/home/me/my pictures' --config.dataset.data_dir=/data"
     run = "configs/alexnet.py --config.dataset.name=folder '--config.model.hidden=(8, 8)'"
     words = shlex.split(start.command([f"{run}\n {places}", "configs/quickstart.py"], rounds=2))

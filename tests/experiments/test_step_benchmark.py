@@ -6,14 +6,14 @@ import pytest
 from experiments.benchmarks import step_peers
 
 
-def test_operations_are_those_of_the_summary():
+def test_operations_agree_with_the_summary():
     """Multiply-adds of the forward pass and of both gradients, but conv1's for the pictures."""
     forward, conv1 = 1_135_256_096, 105_415_200  # run.py --mode=summary, in the README
     assert step_peers.operations() == 2 * (3 * forward - conv1)
 
 
 @pytest.mark.parametrize("name", ["conv1", "fc6", "fc7"])
-def test_kernels_go_to_pytorch_and_back(name):
+def test_kernels_convert_to_pytorch_and_back(name):
     shape = {"conv1": (11, 11, 3, 4), "fc6": (6 * 6 * 256, 4), "fc7": (6, 4)}[name]
     kernel = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     there = step_peers._to_torch(name, kernel)

@@ -107,7 +107,7 @@ RATE = "--sweep.learning_rate=loguniform:1e-3,1e-1"
         ([], "nothing is swept"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name_and_nothing_is_made(
+def test_a_bad_argument_is_refused_by_name_and_nothing_is_created(
     arguments, named, tmp_path, capsys
 ):
     assert swept(tmp_path / "sweep", *arguments) == 2
@@ -117,13 +117,13 @@ def test_what_makes_no_sense_is_refused_by_name_and_nothing_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_value_is_allowed_if_one_combination_with_it_is():
+def test_a_value_is_allowed_if_one_of_its_combinations_is_valid():
     space = sweep_space.read({"augment.crop": "67,73", "dataset.image_size": "72,80"})
     sweep_space.check(command_line.parsed(["--config=configs/quickstart.py"]), space)
 
 
 @pytest.mark.parametrize("database", [False, True])
-def test_a_grid_is_run_whole_and_the_best_command_is_that_of_its_best_run(
+def test_a_grid_is_run_completely_and_the_best_command_is_that_of_the_best_run(
     database, fake_run, tmp_path, capsys
 ):
     workdir = tmp_path / "a sweep"
@@ -172,7 +172,7 @@ def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_trials_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path, monkeypatch):
+def test_the_values_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path, monkeypatch):
     """A signal stops the run of the fourth trial, saved, and the same command goes on with it."""
     few_at_random = functools.partial(optuna.samplers.TPESampler, n_startup_trials=2)
     monkeypatch.setattr(optuna.samplers, "TPESampler", few_at_random)
@@ -201,7 +201,7 @@ def test_trials_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path
     assert len(set(drawn[0])) == 5
 
 
-def test_two_workers_do_each_trial_once(fake_run, tmp_path):
+def test_two_workers_run_each_trial_once(fake_run, tmp_path):
     """The first trial's run waits for the second's, which only another worker can begin."""
     wait = """
 workdir.joinpath("begun").touch()
@@ -223,7 +223,7 @@ while workdir.name == "0000" and not other.exists():
     assert [log.count("$ python run.py") for log in logs] == [1] * 6
 
 
-def test_a_storage_has_one_name_wherever_the_command_is_given(
+def test_the_same_storage_is_used_from_any_working_directory(
     fake_run, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(sweep_report, "write", lambda *_: "")
@@ -262,7 +262,9 @@ def test_another_sweep_in_the_same_directory_is_refused_by_what_differs(fake_run
     assert swept(tmp_path / "sweep", *flags, "--config.log_every_steps=7") == 0
 
 
-def test_a_worker_may_have_the_pictures_elsewhere_but_not_others(fake_run, tmp_path, capsys):
+def test_a_worker_may_read_the_same_images_elsewhere_but_no_other_images(
+    fake_run, tmp_path, capsys
+):
     for place, size in (("here", 1), ("there", 1), ("others", 2)):
         for split in ("train", "val"):
             folder = tmp_path / place / split / "cat"
@@ -277,7 +279,7 @@ def test_a_worker_may_have_the_pictures_elsewhere_but_not_others(fake_run, tmp_p
     assert "holds a sweep with pictures='folder: " in error and "nowhere is not a folder" in error
 
 
-def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
+def test_runs_that_fail_before_any_step_end_the_sweep(fake_run, tmp_path, capsys):
     (fake_run / "run.py").write_text("import sys; sys.exit('error: the disk is full')")
     flags = ("--sampler=random", RATE, "--config.model.dropout=0.5", "--trials=9")
     assert swept(tmp_path / "sweep", *flags) == 2
@@ -285,7 +287,7 @@ def test_what_fails_before_any_step_ends_the_sweep(fake_run, tmp_path, capsys):
     assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_trial_that_failed_and_was_ended_by_another_worker_has_not_failed(tmp_path):
+def test_a_failed_trial_that_another_worker_completed_has_not_failed(tmp_path):
     """A worker may be killed after it has said why its trial failed, and before it ends it."""
     said = {sweep_report.FAILURE: "exit code 2: error: no memory"}
     states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED]
@@ -301,7 +303,7 @@ def test_a_trial_that_failed_and_was_ended_by_another_worker_has_not_failed(tmp_
     assert sweep_report.best(found) == found[0]
 
 
-def test_a_killed_workers_run_stops_and_another_worker_ends_its_trial(fake_run, tmp_path):
+def test_the_run_of_a_killed_worker_stops_and_another_worker_finishes_the_trial(fake_run, tmp_path):
     workdir = tmp_path / "sweep"
     flags = [
         *("--config=configs/quickstart.py", f"--workdir={workdir}", *FIXED, "--trials=2"),

@@ -6,7 +6,7 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.host import whole_files
 
 
-def test_files_come_together_in_place_of_those_that_were_there(tmp_path):
+def test_all_files_are_replaced_together(tmp_path):
     (tmp_path / "a").write_text("old")
     with whole_files(tmp_path) as scratch:
         (scratch / "a").write_text("new")
@@ -18,7 +18,7 @@ def test_files_come_together_in_place_of_those_that_were_there(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left"), KeyboardInterrupt(), InputError("")]
 )
-def test_none_comes_where_one_fails(tmp_path, error):
+def test_no_file_is_written_if_one_fails(tmp_path, error):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/a").write_text("old")
     for name in ("there", "new"):
@@ -32,7 +32,7 @@ def test_none_comes_where_one_fails(tmp_path, error):
     assert (tmp_path / "there/a").read_text() == "old"
 
 
-def test_a_directory_in_the_way_of_one_keeps_all_from_coming(tmp_path):
+def test_no_file_is_written_if_a_directory_has_the_name_of_one(tmp_path):
     (tmp_path / "b").mkdir()
     with (
         pytest.raises(InputError, match="cannot be written .b is a directory.; make room, or"),

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs, which changes nothing but the time."""
+"""Runs reuse compiled programs, which changes the time they take and nothing else."""
 
 import os
 import re
@@ -13,56 +13,69 @@ from alexnet_jax.rundir import checkpoint
 from tests import runs
 
 
-def test_runs_are_the_same_to_the_bit_whatever_is_in_the_cache(tmp_path, data_dir):
-    """Without one; two that fill one at once; one that finds it full; one that finds it damaged."""
+@pytest.fixture
+def start(tmp_path, data_dir):
+    """Return a function that starts a run, given its directory's name and where its cache is."""
 
-    def start(name, **environment):
+    def start(name, cache=None):
+        environment = {"XDG_CACHE_HOME": str(tmp_path / "home"), "JAX_COMPILATION_CACHE_DIR": cache}
         return runs.start(
             *runs.TINY,
             f"--workdir={tmp_path / name}",
             f"--config.dataset.data_dir={data_dir}",
             "--config.num_steps=3",
             devices=2,
-            environment={"XDG_CACHE_HOME": str(tmp_path / "home")} | environment,
+            environment=environment | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": None},
         )
 
-    def entries():
-        found = (tmp_path / "home").rglob("*-cache")
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+    return start
 
-    def ended(*processes):
-        for process in processes:
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-            lines = [r"1,438 training .*", r"compiled in .*", r"(step 1/3, .*\n)?step 3, .*"]
-            assert re.fullmatch("\n".join([*lines, ""]), err), err
 
-    none = {"JAX_COMPILATION_CACHE_DIR": ""}
-    ours = {
-        "JAX_COMPILATION_CACHE_DIR": None,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": None,
-    }
-    ended(start("none", **none))
-    assert not (tmp_path / "home").exists()
-    ended(start("one", **ours), start("other", **ours))
-    first = entries()
-    assert first
+def _wait(*processes):
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        lines = [r"1,438 training .*", r"compiled in .*", r"(step 1/3, .*\n)?step 3, .*"]
+        assert re.fullmatch("\n".join([*lines, ""]), err), err
+
+
+def _entries(folder):
+    found = folder.rglob("*-cache")
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+
+def _assert_same_states(*workdirs):
+    first, *others = (checkpoint.load(workdir, "latest")[1] for workdir in workdirs)
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
+def test_a_run_reads_the_programs_of_another_and_replaces_damaged_ones(start, tmp_path):
+    _wait(start("first"))
+    first = _entries(tmp_path / "home")
     assert len({path.parent for path in first}) == 1
-    ended(start("full", **ours))
-    assert entries() == first
-    for i, path in enumerate(sorted(first)):  # cut, empty, another's
+    damaged = sorted(first)[1::2]
+    for i, path in enumerate(damaged):
         path.write_bytes((path.read_bytes()[:1000], b"", b"not compressed")[i % 3])
-    ended(start("damaged", **ours))
-    assert entries().keys() == first.keys()
-    assert all(size > 1000 for _, size in entries().values())
+    _wait(start("second"))
+    second = _entries(tmp_path / "home")
+    assert second.keys() == first.keys()
+    assert len(damaged) > 3
+    assert all(second[path][1] > 1000 for path in damaged)
+    assert all(second[path] == first[path] for path in sorted(first)[::2])
+    _assert_same_states(tmp_path / "first", tmp_path / "second")
 
-    names = ("none", "one", "other", "full", "damaged")
-    states = [checkpoint.load(tmp_path / name, "latest")[1] for name in names]
-    for state in states[1:]:
-        jax.tree.map(np.testing.assert_array_equal, state, states[0])
+
+@pytest.mark.slow
+def test_two_runs_that_fill_the_cache_at_once_train_as_one_without_a_cache(start, tmp_path):
+    _wait(start("without", cache=""))
+    assert not (tmp_path / "home").exists()
+    _wait(start("one"), start("other"))
+    assert _entries(tmp_path / "home")
+    _assert_same_states(*(tmp_path / name for name in ("without", "one", "other")))
 
 
-def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
+def test_a_run_does_without_a_folder_that_cannot_be_created(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -72,7 +85,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_the_folder_is_the_users_and_the_processors(tmp_path, monkeypatch):
+def test_each_user_and_kind_of_processor_has_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mine = compilation_cache.folder()
     assert mine.parent == tmp_path / "alexnet_jax"

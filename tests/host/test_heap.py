@@ -44,7 +44,7 @@ def _faults(what: str, **environment: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
+def test_freed_blocks_are_reused_unless_the_environment_sets_malloc():
     pages = (1 << 26) // os.sysconf("SC_PAGE_SIZE")
     without = _faults("no")
     assert _faults("keep") < pages / 100
@@ -53,7 +53,7 @@ def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise():
     assert _faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(without, rel=0.5)
 
 
-def test_the_command_line_keeps_it_before_anything_else(monkeypatch, capsys):
+def test_the_command_line_keeps_freed_memory_from_the_start(monkeypatch, capsys):
     called = []
     monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
     monkeypatch.setattr(command_line.compilation_cache, "keep", lambda: called.append("programs"))
@@ -63,7 +63,7 @@ def test_the_command_line_keeps_it_before_anything_else(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-def test_it_does_so_in_a_run_of_an_experiment_too(tmp_path, monkeypatch):
+def test_the_runs_of_an_experiment_keep_freed_memory(tmp_path, monkeypatch):
     """That process has a thread of its own beside the run: begun before, it would undo it."""
     (tmp_path / "run.py").write_text(_FAULTS)
     monkeypatch.setattr(run_process, "ROOT", tmp_path)

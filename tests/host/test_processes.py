@@ -1,4 +1,4 @@
-"""Several processes, each with devices and a share of the data of its own, train as one does."""
+"""Several processes, each with its own devices and share of the data, train as one process."""
 
 import fcntl
 import itertools
@@ -14,13 +14,13 @@ from alexnet_jax.rundir import checkpoint
 from tests import runs
 from tests.agreement import agree
 
-# JAX's port is a function of the job. The tests' processes have ids beside each other, and each
-# starts fewer than 32 jobs.
+# JAX derives its port from the number of the job. The workers of pytest have neighbouring ids, and
+# each starts fewer than 32 jobs.
 JOBS = itertools.count(32 * os.getpid())
 
 
 def start_two(*arguments, each=((), ())):
-    """Start two processes of two devices each, as SLURM would; `each` has arguments of its own."""
+    """Start two processes of two devices each, as SLURM does; `each` adds arguments to each one."""
     job = next(JOBS)
     return [
         runs.start(
@@ -42,7 +42,7 @@ def start_two(*arguments, each=((), ())):
 
 
 def ended(process, code, within=300):
-    """Return the lines on stderr of a process that must end with `code` within so many seconds."""
+    """Return the lines on stderr of a process, which must end with `code` in `within` seconds."""
     try:
         _, err = process.communicate(timeout=within)
     finally:
@@ -52,12 +52,12 @@ def ended(process, code, within=300):
 
 
 def wait_for(workdir, number, split="train"):
-    """Return when the run has written `number` lines of `split`."""
+    """Wait until the run has written `number` lines of `split`."""
     begun = time.monotonic()
     while True:
         if (workdir / "metrics.jsonl").exists() and len(runs.metrics(workdir, split)) >= number:
             return
-        assert time.monotonic() - begun < 200, "the run does not get there"
+        assert time.monotonic() - begun < 200, "the run is too slow"
         time.sleep(0.01)
 
 
@@ -88,7 +88,8 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
     assert errors[0]["top1_error"] == pytest.approx(errors[1]["top1_error"], abs=1 / 359)
 
 
-def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_dir):
+@pytest.mark.slow
+def test_if_one_process_is_killed_the_other_ends_and_both_resume_exactly(tmp_path, data_dir):
     command = [
         f"--config.dataset.data_dir={data_dir}",
         "--config.num_steps=120",
@@ -106,7 +107,7 @@ def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_d
             " continues"
         )
         assert not any("Traceback" in line for line in lines)
-        if killed == 1:  # where it is process 0, JAX says so at length before
+        if killed == 1:  # if process 0 is killed, JAX prints a long message first
             assert not any("Check failure" in line for line in lines)
 
     newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=_step)
@@ -117,7 +118,7 @@ def test_a_killed_process_ends_the_other_and_a_restart_is_exact(tmp_path, data_d
     restarted = start_two(*command, f"--workdir={workdir}")
     said = [ended(process, 0) for process in restarted]
     warned = [[line for line in lines if "is damaged and now in" in line] for lines in said]
-    assert [len(lines) for lines in warned] == [1, 0]  # one sets it aside, the other follows
+    assert [len(lines) for lines in warned] == [1, 0]  # one process moves it, the other follows
 
     for process in start_two(*command, f"--workdir={tmp_path / 'undisturbed'}"):
         ended(process, 0)
@@ -131,7 +132,8 @@ def _step(path):
     return int(path.name)
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, data_dir):
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, data_dir):
     # Small batches, so that an evaluation takes a while.
     command = [f"--config.dataset.data_dir={data_dir}", f"--workdir={tmp_path}"]
     command += ["--config.batch_size=4", "--config.checkpoint_every_steps=100000"]
@@ -143,7 +145,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, data_dir):
     stopped = "stopped at step {} of {}; the same command continues"
     assert last == [stopped.format(step, 100000)] * 2
 
-    # While the ten crops are judged, too.
+    # Also during the ten-crop evaluation.
     processes = start_two(*command, f"--config.num_steps={step + 2}")
     wait_for(tmp_path, 1, "val")
     processes[0].send_signal(signal.SIGINT)
@@ -152,7 +154,8 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path, data_dir):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_rewind_is_one_of_both(tmp_path, data_dir):
+@pytest.mark.slow
+def test_both_processes_rewind_together(tmp_path, data_dir):
     command = [f"--config.dataset.data_dir={data_dir}", f"--workdir={tmp_path}"]
     command += ["--config.num_steps=4", "--config.checkpoint_every_steps=1"]
     command += ["--config.learning_rate=1e4", "--config.on_nan=rewind"]
@@ -167,14 +170,15 @@ def test_a_rewind_is_one_of_both(tmp_path, data_dir):
     assert checkpoint.load(tmp_path, "latest")[2].rewinds >= 1
 
 
-def test_an_error_of_one_process_ends_the_other(tmp_path, data_dir):
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_other(tmp_path, data_dir):
     begun = [f"--config.dataset.data_dir={data_dir}", f"--config.dataset.data_dir={__file__}"]
     one = start_two(
         f"--workdir={tmp_path / 'one'}", "--config.num_steps=9", each=[(a,) for a in begun]
     )
     (tmp_path / "zero").mkdir()
     with (tmp_path / "zero" / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a run that goes on refuses process 0
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run holds the lock, so that process 0 is refused
         zero = start_two(begun[0], f"--workdir={tmp_path / 'zero'}", "--config.num_steps=9")
         said = {(0, 0): ended(zero[0], 2), (0, 1): ended(zero[1], 3)}
     said |= {(1, 0): ended(one[0], 3), (1, 1): ended(one[1], 2)}
@@ -185,7 +189,7 @@ def test_an_error_of_one_process_ends_the_other(tmp_path, data_dir):
         assert not any("Check failure" in x or "Traceback" in x for x in said[failed, 1 - failed])
 
 
-def test_without_a_cluster_there_is_nothing_to_join(tmp_path):
+def test_the_distributed_flag_without_a_cluster_is_refused(tmp_path):
     done = runs.run(*runs.TINY, f"--workdir={tmp_path / 'run'}", "--distributed")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --distributed: JAX finds no cluster to join (")

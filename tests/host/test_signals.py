@@ -23,7 +23,7 @@ with StopRequest() as stop:
 
 
 def _signal_when(process, says, number):
-    """Read stderr until a line has `says` in it, send the signal; return code, stdout, stderr."""
+    """Send the signal when a line of stderr contains `says`; return exit code, stdout, stderr."""
     read = []
     for line in process.stderr:
         read.append(line)
@@ -34,7 +34,7 @@ def _signal_when(process, says, number):
     return process.returncode, out, "".join(read) + rest
 
 
-def test_outside_the_main_thread_signals_are_left_as_they_are():
+def test_outside_the_main_thread_signal_handlers_do_not_change():
     requests = []
 
     def work():
@@ -48,7 +48,7 @@ def test_outside_the_main_thread_signals_are_left_as_they_are():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process_whatever_it_is_at(number):
+def test_the_second_signal_ends_a_process_that_is_busy(number):
     command = [sys.executable, "-c", BUSY]
     process = subprocess.Popen(
         command, cwd=runs.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -68,17 +68,27 @@ def test_the_second_signal_ends_the_process_whatever_it_is_at(number):
     assert err == "stopped immediately; the same command resumes from the last save\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("says", [None, "batches of 16 on 1 cpu"], ids=["imports", "compilation"])
-def test_before_the_first_step_a_signal_ends_the_process_as_the_system_does(
-    tmp_path, data_dir, says, number
-):
+IN_COMPILATION = "batches of 16 on 1 cpu"
+
+
+@pytest.mark.parametrize(
+    ("says", "number"),
+    [
+        pytest.param(None, signal.SIGTERM, id="imports"),
+        pytest.param(IN_COMPILATION, signal.SIGINT, id="compilation"),
+        pytest.param(None, signal.SIGINT, id="imports, SIGINT", marks=pytest.mark.slow),
+        pytest.param(
+            IN_COMPILATION, signal.SIGTERM, id="compilation, SIGTERM", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_before_the_first_step_a_signal_has_the_default_effect(tmp_path, data_dir, says, number):
     process = runs.start(
         *runs.TINY,
         f"--workdir={tmp_path / 'run'}",
         f"--config.dataset.data_dir={data_dir}",
         "--config.num_steps=9",
-        # A program that was compiled before would be read from the tests' cache.
+        # The tests' cache would have the program already.
         environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
     )
     if says is None:
@@ -96,7 +106,13 @@ def test_before_the_first_step_a_signal_ends_the_process_as_the_system_does(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("arguments", [("--mode=prepare",), ()], ids=["prepare", "train"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("--mode=prepare",), id="prepare"),
+        pytest.param((), id="train", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_preparation_says_that_it_continues(tmp_path, arguments):
     process = runs.start(
         *runs.TINY,

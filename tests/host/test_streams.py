@@ -17,7 +17,7 @@ def _with(redirections, *arguments, **options):
 
 
 @pytest.mark.parametrize("redirections", [">/dev/full 2>&1", "0<&- >&- 2>&-"])
-def test_a_run_without_output_ends_with_its_result(tmp_path, data_dir, redirections):
+def test_a_run_without_standard_streams_finishes(tmp_path, data_dir, redirections):
     done = _with(
         redirections,
         "run.py",
@@ -58,14 +58,12 @@ FULL = "standard output cannot be written (No space left on device); give anothe
         ("2>/dev/full >&2", 2, "", ""),
     ],
 )
-def test_what_cannot_be_written_is_lost_and_an_answer_not_without_a_word(
-    redirections, code, out, err
-):
+def test_lost_output_is_an_error_only_on_standard_output(redirections, code, out, err):
     done = _with(redirections, "-c", PRINTS)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
-def test_a_reader_that_wants_no_more_is_no_error():
+def test_a_reader_that_closes_the_pipe_is_not_an_error():
     command = [sys.executable, "-c", PRINTS]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=runs.ROOT, text=True, stdout=pipe, stderr=pipe)

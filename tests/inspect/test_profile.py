@@ -51,23 +51,27 @@ def test_the_parts_in_sequence_are_the_network(config, monkeypatch):
     ]
 
 
-def test_it_writes_a_trace_and_tables_and_does_not_change_runs(config, tmp_path):
-    """With accumulated gradients and the training set on the devices; then a split network."""
+@pytest.mark.parametrize(
+    ("parallel", "accumulate_steps", "cache"),
+    [("pmap", 2, "device"), pytest.param("split", 1, "none", marks=pytest.mark.slow)],
+)
+def test_profiling_writes_a_trace_and_tables_and_refuses_a_run_directory(
+    config, tmp_path, parallel, accumulate_steps, cache
+):
     workdir = tmp_path / "profile"
-    config.model.groups = 2
-    cases = (("pmap", 2, "device"), ("split", 1, "none"))
-    for config.parallel, config.accumulate_steps, config.dataset.cache in cases:
-        text = profile(config, workdir)
-        report = json.loads((workdir / "profile.json").read_text())
-        for name in ("flops", "temp bytes", "peak bytes"):
-            assert report["compiler"][name] > 1e4
-        for name, of_part in report["parts"].items():
-            assert name in text
-            times = [of_part[key] for key in ("forward", "backward") if key in of_part]
-            assert all(time > 0 for time in times)
-            share = sum(times) / report["step_seconds"]
-            wanted = None if config.parallel == "split" else pytest.approx(share)
-            assert of_part.get("share") == wanted
+    config.model.groups, config.parallel = 2, parallel
+    config.accumulate_steps, config.dataset.cache = accumulate_steps, cache
+    text = profile(config, workdir)
+    report = json.loads((workdir / "profile.json").read_text())
+    for name in ("flops", "temp bytes", "peak bytes"):
+        assert report["compiler"][name] > 1e4
+    for name, of_part in report["parts"].items():
+        assert name in text
+        times = [of_part[key] for key in ("forward", "backward") if key in of_part]
+        assert all(time > 0 for time in times)
+        share = sum(times) / report["step_seconds"]
+        wanted = None if parallel == "split" else pytest.approx(share)
+        assert of_part.get("share") == wanted
     traces = workdir / "tensorboard" / "plugins" / "profile"
     assert len(list(traces.glob("*/*.xplane.pb"))) == len(list(traces.glob("*/*.trace.json.gz")))
     assert list(traces.glob("*/*.xplane.pb"))

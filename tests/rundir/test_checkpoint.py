@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: noticed, named, and the one before is gone on from."""
+"""A damaged checkpoint is noticed, named, and moved; the run resumes from the one before it."""
 
 import json
 import shutil
@@ -15,15 +15,11 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
-    """Return directories of a run of six steps and of one of eight, and their config."""
-    config = runs.tiny_config(data_dir)
-    config.checkpoint_every_steps = 2
-    path = tmp_path_factory.mktemp("runs")
-    for config.num_steps in (6, 8):
-        train_and_evaluate(config, path / str(config.num_steps))
-    return path, config
+@pytest.fixture
+def config(config):
+    """Return the config of the finished run."""
+    config.checkpoint_every_steps, config.num_steps = 2, 4
+    return config
 
 
 def _largest_file(directory):
@@ -48,60 +44,60 @@ DAMAGES = {
     "no state": lambda step: shutil.rmtree(step / "state"),
     "an empty state": lambda step: [p.write_text("") for p in (step / "state").rglob("_*")],
     "no metrics": lambda step: shutil.rmtree(step / "metrics"),
-    "metrics that are no JSON": lambda step: (step / "metrics" / "metrics").write_text("{"),
-    "a run that is no JSON": lambda step: _largest_file(step / "run").write_text("["),
+    "metrics that are not JSON": lambda step: (step / "metrics" / "metrics").write_text("{"),
+    "a record that is not JSON": lambda step: _largest_file(step / "run").write_text("["),
     "nothing at all": lambda step: [shutil.rmtree(p) for p in step.iterdir() if p.is_dir()],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
-    trained, tmp_path, capsys, damage
+def test_the_checkpoint_before_a_damaged_one_is_restored(
+    config, finished_run, run_copy, capsys, damage
 ):
-    path, config = trained
-    shutil.copytree(path / "6", tmp_path / "run")
-    DAMAGES[damage](tmp_path / "run" / "checkpoints" / "6")
-    train_and_evaluate(config, tmp_path / "run")
-    warning = f"warning: {tmp_path / 'run' / 'checkpoints' / '6'} is damaged and now in"
-    assert warning in capsys.readouterr().err or damage == "no metrics"  # can be done without
-    straight, after = (checkpoint.load(p, "latest")[1] for p in (path / "8", tmp_path / "run"))
-    assert int(after.step) == 8
-    jax.tree.map(np.testing.assert_array_equal, straight, after)
-    assert [line["step"] for line in runs.metrics(tmp_path / "run")] == list(range(1, 9))
+    DAMAGES[damage](run_copy / "checkpoints" / "4")
+    with Checkpoints(run_copy) as checkpoints:
+        state, _ = checkpoints.restore_latest(abstract_state(config))
+    step = 4 if damage == "no metrics" else 2  # a checkpoint is whole without its metrics
+    assert int(state.step) == step
+    jax.tree.map(np.testing.assert_array_equal, state, checkpoint.load(finished_run, step)[1])
+    warning = f"warning: {run_copy / 'checkpoints' / '4'} is damaged and now in"
+    assert (warning in capsys.readouterr().err) == (step == 2)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(trained, tmp_path):
-    path, config = trained
-    shutil.copytree(path / "6", tmp_path / "run")
-    for step in (tmp_path / "run" / "checkpoints").iterdir():
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(config, finished_run, run_copy):
+    _flip_a_bit(run_copy / "checkpoints" / "4")
+    train_and_evaluate(config, run_copy)
+    straight, resumed = (checkpoint.load(p, "latest")[1] for p in (finished_run, run_copy))
+    assert int(resumed.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+    assert [line["step"] for line in runs.metrics(run_copy)] == [1, 2, 3, 4]
+
+
+def test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_copy):
+    for step in (run_copy / "checkpoints").iterdir():
         _truncate(step)
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="every checkpoint is damaged"):
-        train_and_evaluate(config, tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    with pytest.raises(InputError, match="every checkpoint is damaged"):  # and not the next time
-        train_and_evaluate(config, tmp_path / "run")
+    before = (run_copy / "metrics.jsonl").read_text()
+    for _ in range(2):  # a second attempt is refused as well
+        with pytest.raises(InputError, match="every checkpoint is damaged"):
+            train_and_evaluate(config, run_copy)
+        assert (run_copy / "metrics.jsonl").read_text() == before
 
 
-def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(trained, tmp_path):
-    path, config = trained
-    shutil.copytree(path / "6", tmp_path / "run")
-    run = _largest_file(tmp_path / "run" / "checkpoints" / "6" / "run")
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"format": 1}))
-    with pytest.raises(InputError, match="checkpoints/6 has format 1, this version reads 3"):
-        train_and_evaluate(config, tmp_path / "run")
-    assert run.exists()
+def test_a_checkpoint_of_another_format_is_refused_and_stays_where_it_is(config, run_copy):
+    record = _largest_file(run_copy / "checkpoints" / "4" / "run")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 1}))
+    with pytest.raises(InputError, match="checkpoints/4 has format 1, this version reads 3"):
+        train_and_evaluate(config, run_copy)
+    assert record.exists()
 
 
-def test_no_flipped_byte_is_taken_for_the_state(trained, tmp_path):
-    """Wherever a byte of the state's files changes: the state is as saved, or is refused."""
-    path, config = trained
-    shutil.copytree(path / "6" / "checkpoints" / "6", tmp_path / "checkpoints" / "6")
+def test_a_flipped_byte_is_never_restored(config, run_copy):
+    """Whichever byte of the state's files changes, the state is as saved or it is refused."""
     abstract = abstract_state(config)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        saved, _ = checkpoints.restore(6, abstract)
+    with Checkpoints(run_copy, read_only=True) as checkpoints:
+        saved, _ = checkpoints.restore(4, abstract)
         files = sorted(
-            p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()
+            p for p in (run_copy / "checkpoints" / "4" / "state").rglob("*") if p.is_file()
         )
         rng, refused = np.random.default_rng(0), 0
         for number in range(40):
@@ -113,19 +109,17 @@ def test_no_flipped_byte_is_taken_for_the_state(trained, tmp_path):
             changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
             file.write_bytes(changed)
             try:
-                found, _ = checkpoints.restore(6, abstract)
+                found, _ = checkpoints.restore(4, abstract)
                 jax.tree.map(np.testing.assert_array_equal, saved, found)
             except DamagedCheckpoint:
                 refused += 1
             file.write_bytes(content)
         assert refused > 10
-        checkpoints.restore(6, abstract)
+        checkpoints.restore(4, abstract)
 
 
-def test_a_state_that_changed_on_the_way_is_refused(trained, tmp_path, monkeypatch):
-    """The checksum is of the arrays, whatever wrote them."""
-    _, config = trained
-    config = runs.tiny_config(config.dataset.data_dir)
+def test_a_state_that_changes_while_it_is_saved_is_refused(config, tmp_path, monkeypatch):
+    """The checksum is that of the arrays, whatever writes them."""
     abstract = abstract_state(config)
     state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract)
     with Checkpoints(tmp_path) as checkpoints:
@@ -140,34 +134,28 @@ def test_a_state_that_changed_on_the_way_is_refused(trained, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
-def test_what_cannot_be_read_just_now_is_not_taken_for_damage(
-    trained, tmp_path, monkeypatch, error
-):
-    path, config = trained
-    shutil.copytree(path / "6", tmp_path / "run")
-    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(config, run_copy, monkeypatch, error):
+    abstract = abstract_state(config)
+    kept = sorted(p.name for p in (run_copy / "checkpoints").iterdir())
 
     def fails(*_, **__):
         raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp.Checkpointer, "restore", fails)
-        with pytest.raises(InputError, match="checkpoints/6 cannot be read now") as caught:
-            train_and_evaluate(config, tmp_path / "run")
+    with Checkpoints(run_copy) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.ocp.Checkpointer, "restore", fails)
+            with pytest.raises(InputError, match="checkpoints/4 cannot be read now") as caught:
+                checkpoints.restore_latest(abstract)
         assert not isinstance(caught.value, DamagedCheckpoint)
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == kept
-    assert not (tmp_path / "run" / quarantine.DAMAGED).exists()
-    assert train_and_evaluate(config, tmp_path / "run")["step"] == 8
+        assert sorted(p.name for p in (run_copy / "checkpoints").iterdir()) == kept
+        assert not (run_copy / quarantine.DAMAGED).exists()
+        assert int(checkpoints.restore_latest(abstract)[0].step) == 4
 
 
-def test_what_a_kill_has_left_of_a_save_is_removed_by_the_next_run_and_by_no_reader(
-    trained, tmp_path
-):
-    path, config = trained
-    shutil.copytree(path / "6", tmp_path / "run")
-    directory = tmp_path / "run" / "checkpoints"
-    shutil.copytree(directory / "6", directory / "7.orbax-checkpoint-tmp")
-    checkpoint.load(tmp_path / "run")
+def test_the_next_run_removes_what_a_kill_leaves_of_a_save_and_a_reader_does_not(run_copy):
+    directory = run_copy / "checkpoints"
+    shutil.copytree(directory / "4", directory / "5.orbax-checkpoint-tmp")
+    checkpoint.load(run_copy)
     assert list(directory.glob("*tmp*"))
-    train_and_evaluate(config, tmp_path / "run")
-    assert sorted(p.name for p in directory.iterdir() if "tmp" in p.name) == []
+    with Checkpoints(run_copy):
+        assert not list(directory.glob("*tmp*"))

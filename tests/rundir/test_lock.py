@@ -13,7 +13,7 @@ from alexnet_jax.train import train_and_evaluate
 from tests.prepared import make_folder
 
 
-def test_a_second_job_is_refused_by_the_name_of_the_first(config, tmp_path):
+def test_a_second_job_is_refused_and_told_of_the_first(config, tmp_path):
     config.num_steps = 1
     before = f"process {os.getpid()} on "
     with locked(tmp_path):
@@ -24,13 +24,13 @@ def test_a_second_job_is_refused_by_the_name_of_the_first(config, tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
-def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path):
+def test_a_run_takes_the_lock_of_a_dead_process(tmp_path):
     (tmp_path / "lock").write_text("process 4194305 on a machine, since long ago\n")
     with locked(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
 
 
-def test_a_lock_that_is_given_back_while_another_waits_for_it_is_not_shared(tmp_path, monkeypatch):
+def test_a_lock_released_while_another_process_waits_for_it_is_not_shared(tmp_path, monkeypatch):
     """Who has opened a file that its holder then removes must not take that for the lock."""
     import fcntl
 

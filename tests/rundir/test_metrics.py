@@ -38,7 +38,7 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_images_per_second_are_those_of_the_last_steps_without_pauses(tmp_path, clock):
+def test_images_per_second_are_of_the_last_steps_without_pauses(tmp_path, clock):
     with _writer(tmp_path) as writer:
         for step in range(1, WINDOW + 51):
             clock[0] += 2.0 if step <= 50 else 0.5
@@ -88,7 +88,7 @@ def test_the_terminal_shows_no_top_5_error_where_all_classes_are_among_five(
         assert last.endswith("top-1 error 50.00% (ten crops: 30.00%)")
 
 
-def test_only_every_so_many_steps_are_logged_and_the_first(tmp_path):
+def test_the_first_step_and_every_nth_step_are_logged(tmp_path):
     with _writer(tmp_path, log_every_steps=4) as writer:
         for step in range(1, 10):
             writer.train(step, _metrics())
@@ -97,7 +97,7 @@ def test_only_every_so_many_steps_are_logged_and_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
-def test_what_will_run_again_is_dropped_and_damage_with_it(tmp_path, evaluated):
+def test_lines_of_steps_that_run_again_are_dropped_with_damaged_lines(tmp_path, evaluated):
     lines = [{"step": s, "split": "train"} for s in (1, 2, 3, 4)]
     lines.insert(2, {"step": 2, "split": "val"})
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed ends exactly as one that was not."""
+"""A run that is stopped or killed and resumed ends as one that was never stopped."""
 
 import argparse
 import json
@@ -7,9 +7,7 @@ import signal
 import sys
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import scalars
@@ -18,6 +16,7 @@ from experiments.runs.run_differences import differences
 from experiments.runs.run_phases import PHASES, Layout, Process
 from tests import runs
 from tests.agreement import agree
+from tests.prepared import make_folder
 
 # Dropout, crops and shuffling are on; saves and evaluations come often.
 COMMAND = (
@@ -32,24 +31,18 @@ COMMAND = (
     "--config.dataset.name=folder",
 )
 SPLIT = ("--config.model.groups=2", "--config.parallel=split")
-LAYOUTS = {  # devices, arguments, signals: one is a stop, a second one ends the process at once
-    "pmap on 2": (2, (), (signal.SIGTERM,)),
-    "pmap on 8": (8, (), (signal.SIGTERM, signal.SIGINT)),
-    "split over 2": (2, SPLIT, (signal.SIGINT,)),
-}
+# Devices, arguments, signals: the first is a stop, a second one ends the process immediately.
+LAYOUTS = [
+    pytest.param(2, (), (signal.SIGTERM,), id="pmap on 2"),
+    pytest.param(8, (), (signal.SIGTERM, signal.SIGINT), id="pmap on 8", marks=pytest.mark.slow),
+    pytest.param(2, SPLIT, (signal.SIGINT,), id="split over 2", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Return COMMAND on 32 pictures of noise, so that 4 steps are an epoch."""
-    path = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, number in (("train", 16), ("val", 5)):
-        for name in ("cat", "dog"):
-            (path / split / name).mkdir(parents=True)
-            for i in range(number):
-                picture = rng.integers(0, 256, (80, 80, 3), np.uint8)
-                Image.fromarray(picture).save(path / split / name / f"{i}.png")
+    """Return COMMAND on 32 images of noise, so that an epoch is 4 steps."""
+    path = make_folder(tmp_path_factory.mktemp("images"), train=16, val=5, size=80)
     return (*COMMAND, f"--config.dataset.path={path}", f"--config.dataset.data_dir={path}")
 
 
@@ -65,7 +58,7 @@ def _assert_same(straight, other):
 
 
 def _signal_at(step, numbers, command, workdir, devices):
-    """Run `command`, send it signals when it has taken `step`, return code and stderr."""
+    """Run `command`, send it signals after `step`, and return its exit code and stderr."""
     process = runs.start(*command, devices=devices)
     lines = workdir / "metrics.jsonl"
     while process.poll() is None:
@@ -81,9 +74,8 @@ def _signal_at(step, numbers, command, workdir, devices):
     return process.returncode, err
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_stops_change_nothing(tmp_path, command, layout):
-    devices, arguments, signals = LAYOUTS[layout]
+@pytest.mark.parametrize(("devices", "arguments", "signals"), LAYOUTS)
+def test_a_stopped_run_is_resumed_exactly(tmp_path, command, devices, arguments, signals):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     done = runs.run(*command, *arguments, f"--workdir={straight}", devices=devices)
     assert done.returncode == 0, done.stderr
@@ -95,14 +87,15 @@ def test_stops_change_nothing(tmp_path, command, layout):
         assert last.endswith("of 12; the same command continues"), err
     else:
         assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT), err
-        assert last == "stopped at once; the same command goes on from the last save"
+        assert last == "stopped immediately; the same command resumes from the last save"
     assert not (stopped / "result.json").exists()
     done = runs.run(*command, devices=devices)
     assert done.returncode == 0, done.stderr
     _assert_same(straight, stopped)
 
 
-def test_a_checkpoint_of_eight_devices_goes_on_on_any_others(tmp_path, command):
+@pytest.mark.slow
+def test_a_run_of_eight_devices_is_resumed_on_any_number_of_devices(tmp_path, command):
     command = (*command, "--config.model.groups=2", "--config.learning_rate=0.05")
     done = runs.run(*command, f"--workdir={tmp_path / 'eight'}", "--config.num_steps=4", devices=8)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What a run does again and again: no program is compiled twice, and no stop changes its end."""
+"""A run compiles no program twice, and a stop at any time does not change how it ends."""
 
 import contextlib
 import gc
@@ -15,27 +15,13 @@ from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
 from experiments.runs.run_differences import differences
 from tests import runs
-from tests.prepared import make_folder
 
 ERRORS = {2: 0.25, 4: 0.75, 6: 0.5}  # top-1 errors of the evaluations: the first is the best
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.fixture(scope="module")
-def pets(tmp_path_factory):
-    """Return the config of a run whose epoch is two steps, on 16 images of noise."""
-    path = tmp_path_factory.mktemp("pets")
-    config = runs.tiny_config(path)
-    config.dataset.name, config.dataset.path = "folder", str(make_folder(path / "pets", train=8))
-    config.model.num_classes, config.batch_size, config.num_steps = 2, 8, 6
-    config.eval_every_epochs, config.plateau.patience = 1, 1
-    config.checkpoint_every_steps = 100
-    return config
-
-
 def test_nothing_is_compiled_after_the_first_evaluation_and_save(pets, tmp_path, monkeypatch):
-    config = pets.copy_and_resolve_references()
-    config.num_steps = 12
+    pets.num_steps, pets.plateau.patience = 12, 1
     programs, at_evaluations = [], []
 
     def count(event, _, **__):
@@ -48,7 +34,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(pets, tmp_path,
     monkeypatch.setattr(train, "evaluate", counted)
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        train_and_evaluate(config, tmp_path)
+        train_and_evaluate(pets, tmp_path)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert len({line["plateau_scale"] for line in runs.metrics(tmp_path, "val")}) > 1
@@ -59,7 +45,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(pets, tmp_path,
 
 
 class StopAt:
-    """A stop that is requested at the poll of that number, counted from 1, and from then on."""
+    """A stop that is requested from the poll of that number on, counted from 1."""
 
     def __init__(self, poll):
         self.polls, self.poll = 0, poll
@@ -78,10 +64,11 @@ class StopAt:
 
 @pytest.fixture
 def run_to(pets, monkeypatch):
-    """Return a function that runs in a directory up to a poll; it returns result and polls.
+    """Return a function that runs in a directory until a poll; it returns the result and the polls.
 
     All runs share their programs, and the errors of their evaluations are ERRORS.
     """
+    pets.plateau.patience = 1
 
     def evaluate_as_told(step, state, *arguments):
         found = evaluate(step, state, *arguments)
@@ -106,7 +93,7 @@ def run_to(pets, monkeypatch):
 
 
 def _once(function):
-    """Return `function` as it answered the first call, whatever the arguments."""
+    """Return a function that always returns what `function` returns to the first call."""
     answers = []
 
     def first_answer(*arguments):
@@ -121,7 +108,7 @@ def _kept(workdir):
 
 
 def test_a_stop_at_any_poll_changes_nothing(run_to, tmp_path):
-    """The step of a stop is saved, and is one of the two latest until others are."""
+    """The step of a stop is saved, and stays until two later steps are saved."""
     straight = tmp_path / "straight"
     result, polls = run_to(straight)
     assert (result["best_step"], _kept(straight)) == (2, [2, 4, 6])
@@ -140,8 +127,10 @@ def test_a_stop_at_any_poll_changes_nothing(run_to, tmp_path):
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])
-def test_a_kill_while_a_step_is_saved_again_leaves_it_whole(config, tmp_path, monkeypatch, moves):
-    """After so many of the two moves, the old one away and the new one into its place."""
+def test_a_kill_while_a_step_is_saved_again_keeps_a_checkpoint(
+    config, tmp_path, monkeypatch, moves
+):
+    """The kill comes after `moves` of two moves: the old one away, the new one into its place."""
     state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_state(config))
     evaluated = RunRecord(validation={"top1_error": 0.25})
     rename, moved = pathlib.Path.rename, []
