@@ -1,4 +1,4 @@
-"""Damage to the files below a directory, and oddities in a folder of pictures."""
+"""Damage to the files below a directory, and odd files in a folder of images."""
 
 import json
 import os
@@ -92,7 +92,7 @@ WAYS: dict[str, Callable] = {
 }
 
 
-def picture(path: pathlib.Path, value: int) -> None:
+def image(path: pathlib.Path, value: int) -> None:
     """Write 4 x 4 pixels of one grey as a PNG whatever the name."""
     with path.open("wb") as file:
         Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "PNG")
@@ -117,12 +117,12 @@ NAMES = (
     "🐈.jpeg",
 )
 
-# What is put into a class folder: (make(path), does it count as a picture that is damaged?)
+# What is put into a class folder: (make(path), does it count as a damaged image?)
 ODDITIES: dict[str, tuple[Callable[[pathlib.Path], object], bool]] = {
     "link to itself.png": (lambda p: p.symlink_to(p.name), True),
     "link to nothing.png": (lambda p: p.symlink_to("nothing"), True),
     "empty.png": (lambda p: p.touch(), True),
-    "text.png": (lambda p: p.write_text("no picture"), True),
+    "text.png": (lambda p: p.write_text("not an image"), True),
     "html.jpg": (lambda p: p.write_text("<html>" * 99), True),
     "folder.png": (lambda p: p.mkdir(), False),
     "deep.png": (lambda p: (p / ("d" * 200) / ("e" * 200)).mkdir(parents=True), False),
