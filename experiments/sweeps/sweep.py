@@ -276,9 +276,8 @@ def _report_only(workdir: pathlib.Path, storage_given: str | None) -> str:
         study = optuna.load_study(study_name=record["study"], storage=storage)
     except KeyError:
         raise InputError(f"{workdir}: the storage does not know the sweep") from None
-    space = sweep_space.read(record["space"])
     with sweep_worker.alone(workdir):
-        return sweep_report.write(workdir, record, space, study.get_trials())
+        return sweep_report.write(workdir, record, study)
 
 
 if __name__ == "__main__":
