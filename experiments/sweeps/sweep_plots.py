@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.category import StrCategoryFormatter
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import Formatter, PercentFormatter
 from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
 
 ERROR = "validation top-1 error"
@@ -26,18 +26,27 @@ def plot(study: optuna.Study, folder: pathlib.Path) -> None:
     # Optuna sets a style for the whole process, and warns that its plots are experimental.
     with plt.style.context("default"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _save(np.ravel(plot_slice(study, target_name=ERROR)), folder / "fields.png")
+        _save(np.ravel(np.array(plot_slice(study, target_name=ERROR))), folder / "fields.png")
         _save([plot_optimization_history(study, target_name=ERROR)], folder / "trials.png")
 
 
+class _Unquoted(Formatter):
+    """Optuna writes each value of a categorical field in quotes."""
+
+    def __init__(self, quoted: Formatter) -> None:
+        self.quoted = quoted
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.quoted(x, pos).strip("'\"")
+
+
 def _save(axes: Iterable[Axes], path: pathlib.Path) -> None:
-    """Save the figure of `axes`, with errors in percent and texts that do not overlap."""
+    """Save the current figure, that of `axes`: errors in percent, texts that do not overlap."""
     for axis in axes:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
-        text = axis.xaxis.get_major_formatter()
-        if isinstance(text, StrCategoryFormatter):  # Optuna writes each value in quotes
-            axis.xaxis.set_major_formatter(lambda x, i, text=text: text(x, i).strip("'\""))
+        texts = axis.xaxis.get_major_formatter()
+        if isinstance(texts, StrCategoryFormatter):
+            axis.xaxis.set_major_formatter(_Unquoted(texts))
             plt.setp(axis.get_xticklabels(), rotation=30, ha="right")
-    figure = axis.figure
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    plt.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close()
