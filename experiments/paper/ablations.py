@@ -117,7 +117,7 @@ def main() -> int:
     found, left_out = ablations(config)
     for name in given.only or []:
         if name not in found:
-            reason = f" does not apply: {left_out[name]}" if name in left_out else " is none"
+            reason = f" does not apply: {left_out[name]}" if name in left_out else " does not exist"
             raise InputError(f"--only={name}{reason}; of this recipe there are {', '.join(found)}")
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
