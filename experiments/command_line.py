@@ -22,7 +22,7 @@ ANY_RECIPE = "alexnet"  # types are alike
 
 
 def path(text: str) -> pathlib.Path:
-    """Return the path that `text` is; for --workdir=~/x no shell has put a directory for ~."""
+    """Return the path that `text` is; a shell does not expand the ~ of --workdir=~/x."""
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError:  # no such user, whose home ~user would be
@@ -30,7 +30,7 @@ def path(text: str) -> pathlib.Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command line, what is wrong with one being an InputError."""
+    """A parser of a command line that raises InputError for bad input."""
 
     def __init__(self, description: str | None, **options: Any) -> None:
         super().__init__(
@@ -46,11 +46,11 @@ class Parser(argparse.ArgumentParser):
 
 
 class TrialsParser(Parser):
-    """What the experiments that train some trials have in common."""
+    """The flags of the experiments that train trials."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description)
-        self.add_argument("--data", help="a folder of pictures, or a tfds name; default: recipe's")
+        self.add_argument("--data", help="a folder of images, or a tfds name; default: recipe's")
         self.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
         self.add_argument("--workdir", type=path, help="for the run directories")
         self.add_argument("--out", type=path, help="of the results, without extension")
@@ -89,7 +89,7 @@ def dataset(data: str | None) -> tuple[str, ...]:
     if folder.is_dir():
         return ("--config.dataset.name=folder", f"--config.dataset.path={folder.resolve()}")
     if data.startswith(("/", ".", "~")):
-        raise InputError(f"--data={data}: there is no such folder")
+        raise InputError(f"--data={data}: the folder does not exist")
     return (f"--config.dataset.name={data}", "--config.dataset.path=")
 
 
@@ -125,7 +125,7 @@ def field(override: str) -> str:
 
 
 def without_places(overrides: Iterable[str]) -> list[str]:
-    """Return `overrides` less those that say where the pictures lie: nobody else's business."""
+    """Return `overrides` without paths, which do not belong in a result."""
     return [o for o in overrides if field(o) not in ("dataset.path", "dataset.data_dir")]
 
 

@@ -8,7 +8,7 @@ memory: ours as alexnet_jax.conv computes them, xla as lax.conv_general_dilated 
 do, torch as PyTorch's do in channels_last. Each is a process of its own, memory kept in each
 (alexnet_jax.heap, or the same by glibc's variables), and they take turns as in step.py. Writes
 OUT.json: of each batch size, convolution and pass the medians and quartiles in milliseconds, and
-the median in billions of operations a second.
+the median in billions of operations per second.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def compare(size: int, pythons: dict[str, str], rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layer, case in shapes(size).items():
         for which in PASSES:
-            if (layer, which) == ("conv1", "input"):  # pictures need no gradient
+            if (layer, which) == ("conv1", "input"):  # images need no gradient
                 continue
             times: dict[str, list[float]] = {name: [] for name in peers}
             order = list(peers)
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--torch_python", help="Python of an environment with PyTorch")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--out", help="path without extension")
     parser.add_argument("--serve", choices=("ours", "xla", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -8,8 +8,9 @@ from typing import Any
 def rates() -> dict[str, Any]:
     """Return the name of JAX's device, and what it can do where that is no CPU.
 
-    Operations a second of a large matrix product in bfloat16 and in float32 as JAX multiplies it by
-    default, and bytes a second, read and written, of a large copy: each the best of five times ten.
+    Operations per second of a large matrix product, in bfloat16 and in float32 with JAX's default
+    precision, and bytes read and written per second by a large copy: each the best of five times
+    ten.
     """
     import jax
     import jax.numpy as jnp

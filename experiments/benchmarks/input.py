@@ -1,4 +1,4 @@
-"""How fast pictures come: this input, PyTorch's DataLoader, tf.data, and the bare decoder as limit.
+"""Images per second: this input, PyTorch's DataLoader, tf.data, and the bare decoder as limit.
 
     python experiments/benchmarks/input.py --pictures=IMAGENETTE --scratch=DIR \
       --torch_python=TORCH/bin/python --tf_python=TF/bin/python \
@@ -33,11 +33,11 @@ import sys
 import time
 from collections.abc import Iterable
 
-from input_peers import BATCH, SIZE, measure, stored_pictures
+from input_peers import BATCH, SIZE, measure, stored_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ("limit", "ours", "torch", "tf")
-# Width and height of ImageNet's training pictures: mostly 500 x 375, some larger, some smaller.
+# Width and height of ImageNet's training images: mostly 500 x 375, some larger, some smaller.
 SIZES = ((500, 375), (500, 375), (500, 333), (375, 500), (500, 500), (640, 480), (800, 600))
 
 
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tf_python")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="training steps of each kind")
-    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--out", help="path without extension")
     parser.add_argument("--only", help="KIND/PEER: what one process measures")
     return parser.parse_args()
 
@@ -58,14 +58,14 @@ def arguments() -> argparse.Namespace:
 # --- the data ---------------------------------------------------------------------------------
 
 
-def compose(pictures: pathlib.Path, folder: pathlib.Path, number: int) -> None:
-    """Writes pictures of ImageNet's sizes, each of four photographs side by side."""
+def compose(images: pathlib.Path, folder: pathlib.Path, number: int) -> None:
+    """Writes images of ImageNet's sizes, each of four photographs side by side."""
     import numpy as np
     from PIL import Image
 
     from alexnet_jax.prepare import FORMATS
 
-    files = sorted(pictures.glob("train/*/*"))
+    files = sorted(images.glob("train/*/*"))
     random = np.random.default_rng(0)
     for i in range(number):
         target = (
@@ -86,17 +86,17 @@ def compose(pictures: pathlib.Path, folder: pathlib.Path, number: int) -> None:
 
 
 def make_data(options: argparse.Namespace) -> dict:
-    """Make whatever is not there yet, and return the mean bytes of a picture."""
+    """Make the files that do not exist yet, and return the mean bytes per image."""
     native, files = options.scratch / "native", options.scratch / "files"
     if not native.exists():
         compose(options.pictures, native, 4000)
     if not files.exists():
         files.mkdir()
         with (options.scratch / "raw.bin").open("wb") as pixels:
-            for picture, _ in stored_pictures(options.scratch, "raw"):
-                pixels.write(picture)
-        for i, (picture, label) in enumerate(stored_pictures(options.scratch, "jpeg")):
-            (files / f"{i:05d}_{label}.jpg").write_bytes(picture)
+            for image, _ in stored_images(options.scratch, "raw"):
+                pixels.write(image)
+        for i, (image, label) in enumerate(stored_images(options.scratch, "jpeg")):
+            (files / f"{i:05d}_{label}.jpg").write_bytes(image)
 
     def mean(paths: Iterable[pathlib.Path]) -> int:
         return round(statistics.mean(path.stat().st_size for path in paths))

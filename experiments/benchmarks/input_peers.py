@@ -1,4 +1,4 @@
-"""What one process of input.py measures: each way in which pictures come."""
+"""What one process of input.py measures: one of the input pipelines."""
 
 import itertools
 import os
@@ -7,12 +7,12 @@ import statistics
 import time
 
 BATCH, SIZE = 128, 256
-QUALITY = 90  # 21 kB a picture
+QUALITY = 90  # 21 kB per image
 SECONDS = 3.0  # timed, after the first batches
 
 
 def dataset(scratch: pathlib.Path, encoding: str, data_dir: str = "data"):
-    """Return `config.dataset` of the composed pictures."""
+    """Return `config.dataset` of the composed images."""
     from configs import alexnet
 
     config = alexnet.get_config().dataset
@@ -32,8 +32,8 @@ def prepared(scratch: pathlib.Path, encoding: str) -> pathlib.Path:
     return prepare(dataset(scratch, encoding))
 
 
-def stored_pictures(scratch: pathlib.Path, encoding: str) -> list[tuple[bytes, int]]:
-    """Return the bytes and labels of the prepared training pictures."""
+def stored_images(scratch: pathlib.Path, encoding: str) -> list[tuple[bytes, int]]:
+    """Return the bytes and labels of the prepared training images."""
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}
@@ -67,7 +67,7 @@ def memory_mb() -> float:
 
 
 def timed(batches, warm: int = 3) -> dict[str, float]:
-    """Return rates and memory of an iterator of numbers of pictures."""
+    """Return rates and memory of an iterator of numbers of images."""
     for _ in range(warm):
         next(batches)
     images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
@@ -87,17 +87,15 @@ def limit(kind: str, scratch: pathlib.Path):
     import simplejpeg
 
     if kind == "native":
-        pictures = [p.read_bytes() for p in sorted(scratch.glob("native/train/*/*"))]
+        images = [p.read_bytes() for p in sorted(scratch.glob("native/train/*/*"))]
     else:
-        pictures = [picture for picture, _ in stored_pictures(scratch, kind)][
-            :: 4 if kind == "raw" else 1
-        ]
+        images = [image for image, _ in stored_images(scratch, kind)][:: 4 if kind == "raw" else 1]
     buffer = np.empty(800 * 600 * 3, np.uint8)
-    for picture in itertools.cycle(pictures):
+    for image in itertools.cycle(images):
         if kind == "raw":
-            buffer[: len(picture)] = np.frombuffer(picture, np.uint8)
+            buffer[: len(image)] = np.frombuffer(image, np.uint8)
         else:
-            simplejpeg.decode_jpeg(picture, "RGB", buffer=buffer)
+            simplejpeg.decode_jpeg(image, "RGB", buffer=buffer)
         yield 1
 
 
@@ -112,7 +110,7 @@ def ours(kind: str, scratch: pathlib.Path):
 
 
 def preparing(scratch: pathlib.Path) -> dict[str, float]:
-    """Making the prepared set of the composed pictures, once."""
+    """Making the prepared set of the composed images, once."""
     import shutil
 
     from alexnet_jax.prepare import prepare
@@ -144,7 +142,7 @@ def torch(kind: str, scratch: pathlib.Path):
     ]
     pixels = np.memmap(scratch / "raw.bin", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self):
             return len(files)
 
@@ -162,7 +160,7 @@ def torch(kind: str, scratch: pathlib.Path):
 
     workers = len(os.sched_getaffinity(0))
     loader = torch.utils.data.DataLoader(
-        Pictures(),
+        Images(),
         BATCH,
         shuffle=True,
         num_workers=workers,
@@ -189,10 +187,10 @@ def tf(kind: str, scratch: pathlib.Path):
         )
         with tf.io.TFRecordWriter(str(path)) as writer:
             for file in files:
-                picture = raw.read(3 * SIZE**2) if kind == "raw" else file.read_bytes()
+                image = raw.read(3 * SIZE**2) if kind == "raw" else file.read_bytes()
                 label = int(file.parent.name[5:] if kind == "native" else file.stem.split("_")[1])
                 example = tf.train.Example()
-                example.features.feature["image"].bytes_list.value.append(picture)
+                example.features.feature["image"].bytes_list.value.append(image)
                 example.features.feature["label"].int64_list.value.append(label)
                 writer.write(example.SerializeToString())
     features = {
@@ -235,9 +233,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
 
     config = alexnet.get_config()
     config.dataset, config.batch_size, config.model.num_classes = dataset(scratch, "jpeg"), 32, 10
-    pictures = data.open_dataset(prepared(scratch, "jpeg"))
-    setting = Setting(config, pictures, parallel.sharding(config))
-    statistics_ = augment.statistics_of(pictures, config.augment)
+    images = data.open_dataset(prepared(scratch, "jpeg"))
+    setting = Setting(config, images, parallel.sharding(config))
+    statistics_ = augment.statistics_of(images, config.augment)
     current = setting.sharding.replicate(state.initial_state(config, statistics_))
     [step] = parallel.compiled(train.lowered_step(setting, current, {}))
     config.num_steps = 2**31 - 1

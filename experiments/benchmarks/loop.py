@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=50, help="in one turn")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
-    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--out", help="path without extension")
     given, arguments = parser.parse_known_args()
     heap.keep()  # as run.py does
     with tempfile.TemporaryDirectory() as workdir:

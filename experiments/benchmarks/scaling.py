@@ -184,7 +184,7 @@ def plot(report: dict[str, Any], path: str) -> None:
         text = f"{base[x]:,.0f}\n({len(r['collectives'])})"
         left.text(x, base[x] + 8, text, ha="center", fontsize=8)
     left.set(
-        ylabel="MB a device sends in a step",
+        ylabel="MB sent per device and step",
         title=f"From the compiled step, batch {BATCH}\n(number of collectives)",
         ylim=(0, base.max() * 1.2),
     )
@@ -192,14 +192,16 @@ def plot(report: dict[str, Any], path: str) -> None:
     for case, colour in zip(report["model"], COLOURS, strict=False):
         for key, style in (("rows_a_device_kept", "o-"), ("batch_kept", "s--")):
             share = [rate / (n * case[key][0]) for n, rate in zip(DEVICES, case[key], strict=True)]
-            words = key.replace("_", " ").replace("rows a device", f"{case['rows']} rows a device")
+            words = key.replace("_", " ").replace(
+                "rows a device", f"{case['rows']} rows per device"
+            )
             name = f"{case['name']}: {words}"
             right.plot(DEVICES, share, style, color=colour, label=name, markersize=4)
     right.set_xscale("log", base=2)
     right.set_xticks(DEVICES, [str(n) for n in DEVICES])
     right.set(
         xlabel="devices",
-        ylabel="images/s, of n times one device's",
+        ylabel="images/s, as a share of n single devices",
         title="MODEL, not measured:\nstep of one device + all-reduce, no overlap",
         ylim=(0, 1.05),
     )
@@ -214,7 +216,7 @@ def main() -> None:
     """Compile everything, each in a process of its own, and write the report and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", default=[], help="of the MODEL, see above")
-    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--out", help="path without extension")
     parser.add_argument("--only", help="LAYOUT/DEVICES: what one process compiles")
     options = parser.parse_args()
     if options.only:

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/start.py --out=experiments/results/start \
       --run=configs/quickstart.py \
-      --run="configs/alexnet.py --config.dataset.name=folder --config.dataset.path=PICTURES
+      --run="configs/alexnet.py --config.dataset.name=folder --config.dataset.path=IMAGES
              --config.model.num_classes=10"
 
 The data are prepared before. Each measurement is a process of its own, cold and warm in turns,
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="append", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", required=True, help="path without suffix")
+    parser.add_argument("--out", required=True, help="path without extension")
     options = parser.parse_args()
     for run in options.run:  # a place is known by its field
         if not run.strip() or not all("=" in word for word in shlex.split(run)[1:]):

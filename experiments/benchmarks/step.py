@@ -18,9 +18,9 @@ lies in memory. It runs on the CPU, or on a GPU where each finds one; in float32
 * torch_compile_graphs: compiled in the mode "reduce-overhead", which replays CUDA graphs.
 
 Each is a process of its own that takes --steps steps when it is told to, and waits for the last, so
-that all take turns, in an order that is drawn anew each round: what else the machine does falls on
-all of them. After --rounds all are started anew, --restarts times, for where a process's memory
-lies makes some percent of its speed. Before its turns each gives loss and gradients of 32 pictures
+that all take turns, in an order that is drawn again each round: what else the machine does falls on
+all of them. After --rounds all are started again, --restarts times, for where a process's memory
+lies makes some percent of its speed. Before its turns each gives loss and gradients of 32 images
 with dropout off, from the same parameters, which are compared.
 
 Writes OUT.json: of each batch size medians and quartiles in seconds, the ratios of the medians to
@@ -60,7 +60,7 @@ SHARED_GPU = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".3"}
 
 
 def _product_rate(side: int = 4096) -> float:
-    """Return the operations a second of a matrix product of NumPy's, the best of five."""
+    """Return the operations per second of a matrix product of NumPy's, the best of five."""
     a = np.random.default_rng(0).standard_normal((side, side), np.float32)
     times = []
     for _ in range(5):
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=3, help="at least 1")
     parser.add_argument("--steps", type=int, default=1, help="in one turn; on a GPU take 20")
     parser.add_argument("--peers", choices=PEERS[1:], nargs="+", help="beside ours; default: all")
-    parser.add_argument("--out", help="path without suffix")
+    parser.add_argument("--out", help="path without extension")
     parser.add_argument("--serve", choices=(*PEERS, "rates"), help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--gradients", type=pathlib.Path, help=argparse.SUPPRESS)

@@ -24,16 +24,16 @@ PADDING, HIDDEN = (0, 2, 1, 1, 1), (4096, 4096)
 NORMALISED, POOLED = (0, 1), (0, 1, 4)  # convolutions that are followed by LRN, by pooling
 K, N, ALPHA, BETA = 2.0, 5, 1e-4, 0.75
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
-CHECKED = 32  # pictures on which gradients are compared: few, for the memory of steps is measured
+CHECKED = 32  # images on which gradients are compared: few, for the memory of steps is measured
 
 
 def operations() -> float:
-    """Return the floating-point operations of a training step on one picture."""
+    """Return the floating-point operations of a training step on one image."""
     side, channels, total = SIDE, 3, 0.0
     for i, width in enumerate(FEATURES):
         side = (side + 2 * PADDING[i] - KERNELS[i]) // STRIDES[i] + 1
         forward = 2.0 * side * side * width * KERNELS[i] ** 2 * channels
-        total += forward * (2 if i == 0 else 3)  # pictures need no gradient
+        total += forward * (2 if i == 0 else 3)  # images need no gradient
         channels = width
         if i in POOLED:
             side = (side - 3) // 2 + 1
@@ -65,7 +65,7 @@ def parameters(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures (size, 227, 227, 3) of noise and their labels."""
+    """Return images (size, 227, 227, 3) of noise and their labels."""
     rng = np.random.default_rng(1)
     images = rng.standard_normal((size, SIDE, SIDE, 3), np.float32)
     return images, rng.integers(0, CLASSES, size)

@@ -22,14 +22,14 @@ def no_lrn(config: ConfigDict) -> Differences:
 
 
 def no_overlap(config: ConfigDict) -> Differences:
-    """Pool over windows as large as the stride: maps of an odd side become as large as before."""
+    """Pool over windows as large as the stride; feature maps of an odd side keep their size."""
     if config.model.pool.window <= config.model.pool.stride:
         raise NotApplicable("its pooling windows do not overlap")
     return {"model.pool.window": config.model.pool.stride}
 
 
 def half_width(config: ConfigDict) -> Differences:
-    """Take half the maps in one column, but in the last convolution as many (section 3.2).
+    """Take half the feature maps in one column, but in the last convolution as many (section 3.2).
 
     So the fully connected layers, which hold most parameters, stay what they are.
     """
@@ -50,7 +50,7 @@ def no_colour(config: ConfigDict) -> Differences:
 
 
 def no_crops_flips(config: ConfigDict) -> Differences:
-    """Show every picture whole and as it is: stored at the size of a crop, not reflected."""
+    """Show every image whole and as it is: stored at the size of a crop, not reflected."""
     if config.augment.crop == config.dataset.image_size and not config.augment.flip:
         raise NotApplicable("it neither crops nor reflects")
     return {"dataset.image_size": config.augment.crop, "augment.flip": False}

@@ -4,7 +4,7 @@
       --seeds 0 1 2 --config.model.num_classes=10 --out=experiments/results/ablations
 
 Trains the recipe as it is (`full`) and without one part at a time, with each seed, in
-WORKDIR/NAME-seedN; the same command goes on with what was stopped, and --only takes some at a time.
+WORKDIR/NAME-seedN; the same command resumes what was stopped, and --only takes some at a time.
 What does not apply to the recipe is named and left out. Writes OUT.json (all runs, mean and
 standard deviation), OUT.md (the table, also printed), OUT.csv (errors epoch by epoch) and OUT.png;
 by default OUT is WORKDIR/ablations, WORKDIR runs/ablations/RECIPE. Further --config.FIELD=VALUE go
@@ -90,7 +90,7 @@ def plot(table: dict[str, Any], runs: list[dict[str, Any]], title: str, out: pat
         color=COLOURS[0],
         alpha=0.5,
         markersize=5,
-        label="a seed",
+        label="one seed",
     )
     means = [100 * table[name][METRICS[0]]["mean"] for name in rows]
     axis.plot(means, range(len(rows)), "|", color=COLOURS[1], markersize=16, label="mean")
@@ -117,7 +117,7 @@ def main() -> int:
     found, left_out = ablations(config)
     for name in given.only or []:
         if name not in found:
-            reason = f" does not apply: {left_out[name]}" if name in left_out else " is none"
+            reason = f" does not apply: {left_out[name]}" if name in left_out else " does not exist"
             raise InputError(f"--only={name}{reason}; of this recipe there are {', '.join(found)}")
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)

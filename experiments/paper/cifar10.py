@@ -2,7 +2,7 @@
 
     python experiments/paper/cifar10.py --net=80sec --data=CIFAR10_PNG --seeds 0 1 2
 
-Trains configs/cifar10_NET.py with each seed in WORKDIR/NET-seedN; the same command goes on with
+Trains configs/cifar10_NET.py with each seed in WORKDIR/NET-seedN; the same command resumes
 what was stopped. Writes OUT.json (each run's errors, seconds, device, versions and command; mean
 and standard deviation beside the published error), OUT.csv (errors epoch by epoch) and OUT.png
 (curves); by default OUT is WORKDIR/NET, WORKDIR runs/cifar10. CIFAR10_PNG is a folder with
@@ -25,7 +25,7 @@ from experiments.reports import metrics
 from experiments.reports.curves import COLOURS
 from experiments.runs import trial_records, trials
 
-# The published error, and which of ours is measured in the same way: on the whole picture, or as
+# The published error, and which of ours is measured in the same way: on the whole image, or as
 # the mean of nine crops.
 NETS = {
     "80sec": (0.26, "top1_error"),
@@ -70,7 +70,7 @@ def plot(found: dict[str, Any], runs: list[list[dict[str, Any]]], out: pathlib.P
     axis.set_title(trial_records.label(found["net"], found["overrides"]), fontsize=9)
     crop = "" if found["metric"] == "top1_error" else ", centre crop"
     handles = [
-        Line2D([], [], color=COLOURS[0], label=f"test{crop}, a line a seed"),
+        Line2D([], [], color=COLOURS[0], label=f"test{crop}, one line per seed"),
         Line2D([], [], color=COLOURS[1], linestyle=":", label="training, mean over an epoch"),
         Line2D([], [], color="0.4", linestyle="--", label=f"published, {published:.0f} %"),
     ]

@@ -5,7 +5,7 @@
 For each activation the first seed is trained at the --rates in turn, and the one that gets there in
 the fewest epochs is taken for the other seeds. A run is stopped when it is there, and in the search
 when it has taken longer than the best so far, so that what is searched last costs least. The same
-command goes on with what was stopped; a run whose numbers become infinite is a rate too high, and
+command resumes what was stopped; a run whose numbers become infinite is a rate too high, and
 is not trained again.
 
 Training error is the mean over the last epoch's batches, each before its update (figure 1 does not
@@ -164,7 +164,7 @@ def plot(
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]],
     out: pathlib.Path,
 ) -> None:
-    """Draw training error over epochs as in the paper, a line a seed, as OUT.png."""
+    """Draw training error over epochs as in the paper, one line per seed, as OUT.png."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for activation, colour in zip(ACTIVATIONS, COLOURS, strict=False):
         for number, (epochs, errors) in enumerate(curves.get(activation, [])):
@@ -234,7 +234,7 @@ def main() -> int:
             for of_seed in all_runs(each, given.seeds, workdir)[1][len(each) :]:
                 search([of_seed], workdir, failures, write)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
     result = write()
     for activation in ACTIVATIONS:
         _say(activation, result, rates)
@@ -251,7 +251,7 @@ def main() -> int:
 
 def _say(activation: str, result: dict[str, Any], rates: list[float]) -> None:
     if activation not in result:
-        print(f"{NAMES[activation]}: {TARGET:.0%} training error not reached at any rate")
+        print(f"{NAMES[activation]}: {TARGET:.0%} training error was not reached at any rate")
         return
     epochs, rate = result[activation]["epochs"], result[activation]["learning_rate"]
     print(
@@ -259,10 +259,12 @@ def _say(activation: str, result: dict[str, Any], rates: list[float]) -> None:
         f" {TARGET:.0%} training error at rate {rate:g}; paper: about {PAPER[activation]}"
     )
     for seed, done in result[activation]["not_there"].items():
-        print(f"{NAMES[activation]}: seed {seed}, {done:.1f} epochs, is not there: not in the mean")
+        name = NAMES[activation]
+        print(f"{name}: seed {seed}, {done:.1f} epochs, did not reach it: not in the mean")
     if rate in (min(rates), max(rates)):
         print(
-            f"{NAMES[activation]}: the best of --rates is at their end; give more", file=sys.stderr
+            f"{NAMES[activation]}: the best rate is the largest or smallest of --rates; give more",
+            file=sys.stderr,
         )
 
 

@@ -1,4 +1,4 @@
-"""Training curves of runs, as a small JSON file and a picture.
+"""Training curves of runs, as a small JSON file and an image.
 
 python experiments/reports/curves.py --out=experiments/results/NAME RUN...
 
@@ -133,7 +133,7 @@ def write(workdirs: Iterable[pathlib.Path], out: pathlib.Path) -> None:
     if out.name in ("", ".."):
         raise InputError(f"--out={out} names no file: give a path without extension")
     runs = {name: curve(path) for name, path in run_directories.named(workdirs).items()}
-    for run in runs.values():  # where the pictures lay is nobody else's business
+    for run in runs.values():  # a report does not say where the images are
         run["config"]["dataset"].update(path="", data_dir="")
     record = {
         "date": datetime.date.today().isoformat(),

@@ -1,4 +1,4 @@
-"""The filters of a first layer as a picture, as in figure 3 of the paper."""
+"""The filters of a first layer as an image, as in figure 3 of the paper."""
 
 import pathlib
 
@@ -30,26 +30,26 @@ def mosaic(kernel: np.ndarray) -> np.ndarray:
     columns = min(IN_A_ROW, number)
     rows = -(-number // columns)
     down, across = height * times + gap, width * times + gap
-    picture = np.ones((rows * down - gap, columns * across - gap, 3))
+    image = np.ones((rows * down - gap, columns * across - gap, 3))
     for i in range(number):
         y, x = i // columns * down, i % columns * across
-        picture[y : y + down - gap, x : x + across - gap] = big[..., i]
-    return picture
+        image[y : y + down - gap, x : x + across - gap] = big[..., i]
+    return image
 
 
 def plot_filters(kernel: np.ndarray, columns: int, title: str, path: pathlib.Path) -> None:
     """Draw `kernel` (height, width, 3, number), the filters of each column above the next one's."""
-    pictures = [mosaic(part) for part in np.split(np.nan_to_num(kernel), columns, axis=3)]
-    height, width = pictures[0].shape[:2]
+    images = [mosaic(part) for part in np.split(np.nan_to_num(kernel), columns, axis=3)]
+    height, width = images[0].shape[:2]
     left, right, top, between = (74 if columns > 1 else 10), 10, 34, 14
     whole = (left + max(width, 420) + right, top + columns * (height + between))
     figure = plt.figure(figsize=(whole[0] / DPI, whole[1] / DPI), dpi=DPI)
     figure.text(left / whole[0], 1 - 22 / whole[1], label(title, 52), fontsize=11)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         bottom = whole[1] - top - (i + 1) * height - i * between
         place = (left / whole[0], bottom / whole[1], width / whole[0], height / whole[1])
         axis = figure.add_axes(place)
-        axis.imshow(picture, interpolation="nearest")
+        axis.imshow(image, interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():

@@ -21,7 +21,7 @@ COLUMNS = (
     "images_per_second",
     "learning_rate",
 )
-NEEDED = {"epoch", "top1_error"}  # without which a line is none of a run's
+NEEDED = {"epoch", "top1_error"}  # without which a line does not belong to a run
 Columns = dict[str, dict[str, np.ndarray]]  # of `read`: of each split the columns by their names
 TAIL = 1 << 16  # bytes at the end of a file, many lines
 
@@ -84,7 +84,7 @@ def _opened(workdir: pathlib.Path) -> BinaryIO:
 
 
 def _parsed(file: BinaryIO) -> Iterator[dict[str, Any] | None]:
-    """Yield each line of `file`, None for one that is torn or is none of a run's."""
+    """Yield each line of `file`, None for one that is torn or does not belong to a run."""
     for text in file:
         try:
             line = json.loads(text)

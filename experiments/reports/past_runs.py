@@ -72,8 +72,8 @@ def _saved(workdir: pathlib.Path, layer: str) -> Saved:
     except InputError as error:
         return saved._replace(trouble=str(error).replace(f"{workdir}/", "").partition(" (")[0])
     kernel = np.asarray(state.params[layer]["kernel"])
-    of_pictures = layer.startswith("conv") and kernel.shape[2] == 3
-    return saved._replace(best=int(state.step), kernel=kernel if of_pictures else None)
+    of_images = layer.startswith("conv") and kernel.shape[2] == 3
+    return saved._replace(best=int(state.step), kernel=kernel if of_images else None)
 
 
 def _state(

@@ -1,9 +1,9 @@
-"""Curves, a table and filters of one or many runs, as pictures and one page of HTML.
+"""Curves, a table and filters of one or many runs, as images and one page of HTML.
 
 python experiments/reports/report.py --out=DIR RUN...
 
 Writes DIR/index.html, which holds everything and needs neither network nor scripts, and beside it
-its pictures: curves.png, and for each run the filters of its first layer, filters-NUMBER-NAME.png.
+its images: curves.png, and for each run the filters of its first layer, filters-NUMBER-NAME.png.
 A RUN that is the directory of an experiment stands for the runs in it.
 """
 
@@ -39,7 +39,7 @@ figure { margin: 1em 0; }
 
 
 def page(runs: Sequence[Run], folder: pathlib.Path) -> str:
-    """Draw the pictures into `folder` and return the page that holds them."""
+    """Draw the images into `folder` and return the page that holds them."""
     named = {f"{i} {run.name}": run for i, run in enumerate(runs, start=1)}
     plot(
         {
@@ -54,7 +54,7 @@ def page(runs: Sequence[Run], folder: pathlib.Path) -> str:
     parts = [
         "<h1>Training runs</h1>\n<h2>Runs</h2>\n",
         "<p>Errors on the validation set, centre crop unless said otherwise, in %. Best: of the"
-        " evaluation with the lowest top-1 error, which is chosen on the same pictures and so"
+        " evaluation with the lowest top-1 error, which is chosen on the same images and so"
         " flatters. Ten-crop: of the last step of a finished run.</p>\n",
         runs_table(runs),
         groups_table(runs),

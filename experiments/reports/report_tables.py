@@ -1,4 +1,4 @@
-"""The tables of a report: a row a run with what it differs in, and the spread over seeds."""
+"""The tables of a report: one row per run with its differing fields, and the spread over seeds."""
 
 import datetime
 import html
@@ -88,13 +88,13 @@ def _percent(fraction: float | None) -> _Number:
 
 def _value(run: Run, name: str) -> str:
     value = run.fields[name]
-    if name == "dataset.path":  # where the pictures lay is nobody else's business
+    if name == "dataset.path":  # a report does not say where the images are
         return pathlib.PurePath(value).name
     return "–" if value is None else str(value)
 
 
 def runs_table(runs: Sequence[Run]) -> str:
-    """Return the table with a row a run, and where many fields differ one of these."""
+    """Return the table with one row per run; many differing fields have a table of their own."""
     fields = differing(runs)
     columns = fields if len(fields) <= COLUMNS else []
     commits = len({run.saved.commit for run in runs}) > 1

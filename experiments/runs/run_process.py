@@ -1,4 +1,4 @@
-"""run.py in a process of its own, which who began it watches and does not leave behind.
+"""run.py in a process of its own, which its parent watches and never leaves behind.
 
 The process is begun by this file as a script. Its standard input is a pipe of which only its parent
 holds the other end: when that is closed, or the parent has ended, however it did, the run is asked
@@ -82,7 +82,7 @@ def validations(
 ) -> Iterator[dict[str, Any] | None]:
     """Yield the `val` lines of the run's metrics.jsonl as they come, and None after each look.
 
-    Lines that were there before and those that a continued run repeats come (again) as well.
+    Lines that were there before and those that a resumed run repeats come (again) as well.
     """
     path = directory / "metrics.jsonl"
     inode, offset, ended = 0, 0, False
@@ -92,7 +92,7 @@ def validations(
             ended = True
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             now = os.fstat(file.fileno())
-            if now.st_ino != inode or now.st_size < offset:  # a continued run writes it anew
+            if now.st_ino != inode or now.st_size < offset:  # a resumed run writes it again
                 inode, offset = now.st_ino, 0
             file.seek(offset)
             for line in file:

@@ -1,7 +1,7 @@
-"""Are there pictures for a run, and are they those that it was trained on before?
+"""Checks that a run has images, and the same as when it was trained before.
 
 run.py asks that too, when it prepares them; here it is asked before anything is begun, and of
-runs that have ended. `dataset.path` may change, for the same pictures may have moved.
+runs that have ended. `dataset.path` may change, for the same images may have moved.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from alexnet_jax.prepare import open_source
 from alexnet_jax.rundir import checkpoint
 
 
-def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
+def refuse_other_images(directory: pathlib.Path, dataset: ConfigDict) -> None:
     """Raise InputError where the run in `directory`, if there is one, is of another folder.
 
-    A folder of another name with the same pictures is none, as long as that is known: from the
+    A folder of another name with the same images is accepted if that is known: from the
     run's checkpoint, which holds the hash of its prepared set, and that set.
     """
     if dataset.name != "folder" or not (directory / "config.json").exists():
@@ -42,12 +42,12 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
         if same_set and statistics["made_from"]["source"] == fingerprint(here):
             return
     raise InputError(
-        f"{directory} was trained on the pictures in {was}, and those in {dataset.path} are not"
+        f"{directory} was trained on the images in {was}, and those in {dataset.path} are not"
         f" known to be the same; give --data={was}, or take another --workdir"
     )
 
 
-def refuse_without_pictures(dataset: ConfigDict, num_classes: int) -> None:
+def refuse_without_images(dataset: ConfigDict, num_classes: int) -> None:
     """Raise InputError where there is no such data set, or a folder has another number of classes.
 
     Those of tensorflow-datasets are not opened, for that may download.
@@ -64,5 +64,5 @@ def _refuse_without(name: str, path: str, data_dir: str, num_classes: int) -> No
 
 @functools.cache
 def fingerprint(folder: pathlib.Path) -> str:
-    """Return a text that is another for other pictures; raise InputError where there are none."""
+    """Return a text that identifies the images; raise InputError if there are none."""
     return open_source(ConfigDict({"name": "folder", "path": str(folder)})).fingerprint

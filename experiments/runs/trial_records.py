@@ -24,7 +24,7 @@ from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.
 UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
-EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out pictures
+EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out images
 ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
 
 
@@ -45,8 +45,8 @@ def replaced(out: pathlib.Path, runs: list[dict[str, Any]]) -> Iterator[pathlib.
     file = extended(out, ".json")
     if not any(map(_ended, runs)) and any(map(_ended, _recorded(file))):
         raise InputError(
-            f"{file} holds results, and of the runs asked for none has ended; give the --workdir"
-            " they are in, or another --out"
+            f"{file} holds results, but none of the requested runs has finished; give the --workdir"
+            " of the runs, or another --out"
         )
     with whole_files(out.parent) as scratch:
         yield scratch / out.name
@@ -131,7 +131,7 @@ def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _without_places(failure: str, trial: Trial, workdir: pathlib.Path) -> str:
-    """Return `failure` with words for where things lie, which is nobody else's business."""
+    """Return `failure` with words in place of paths, which do not belong in a result."""
     dataset = trial.config().dataset
     places = {"DATA": dataset.path, "DATA_DIR": dataset.data_dir, "WORKDIR": str(workdir)}
     for word, place in places.items():

@@ -1,7 +1,7 @@
 """Trials: runs of run.py that differ by named fields and by seed, trained one after the other.
 
-A trial is an ordinary run in WORKDIR/NAME-seedN. One that has been killed goes on where it was, one
-that has ended is not trained again, and one that fails is reported while the others go on. What a
+A trial is an ordinary run in WORKDIR/NAME-seedN. One that was killed resumes, one
+that has finished is not trained again, and one that fails is reported while the others continue. What a
 run prints is in its log.txt, and why the last session failed, if it did, in its failure.json.
 """
 
@@ -24,7 +24,7 @@ from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import check, finished_result, locked, versions
 from experiments.runs import run_process
 from experiments.command_line import field, read_config, without_places
-from experiments.runs.same_images import refuse_other_pictures, refuse_without_pictures
+from experiments.runs.same_images import refuse_other_images, refuse_without_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
@@ -60,7 +60,7 @@ class Trial(NamedTuple):
 def refuse(trials: Iterable[Trial], workdir: pathlib.Path, *, training: bool) -> None:
     """Raise InputError unless each of `trials` is valid, and what its directory holds is of it.
 
-    Where they are to be trained, there must be pictures of as many classes, too, and otherwise a
+    Where they are to be trained, there must be images of as many classes, too, and otherwise a
     run that has been begun.
     """
     trials = list(trials)
@@ -71,9 +71,9 @@ def refuse(trials: Iterable[Trial], workdir: pathlib.Path, *, training: bool) ->
     for trial in trials:
         directory, config = trial.directory(workdir), trial.config()
         check(directory, config)
-        refuse_other_pictures(directory, config.dataset)
+        refuse_other_images(directory, config.dataset)
         if training:
-            refuse_without_pictures(config.dataset, config.model.num_classes)
+            refuse_without_images(config.dataset, config.model.num_classes)
 
 
 def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ def train(
 
     Returns None, or the line that says why it failed, which `failed` does from then on. Its output
     goes to log.txt and to stderr. On an interrupt the run saves and stops before KeyboardInterrupt
-    goes on.
+    is raised again.
     """
 
     def done() -> bool:
@@ -189,7 +189,7 @@ def run(
             write()
     except KeyboardInterrupt:
         write()
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
     say_failed(trials, workdir, failures)
     return 1 if failures else 0
 

@@ -4,7 +4,7 @@ python experiments/sweeps/sweep.py --config=configs/quickstart.py --workdir=swee
   --sweep.learning_rate=loguniform:1e-3,1e-1 --sweep.model.dropout=0.3,0.5
 
 The same command once more, there or on another machine that sees the directory, is another worker,
-and after an interruption it goes on. Each trial is a run of run.py in WORKDIR/trials/NNNN. What is
+and after an interruption it resumes. Each trial is a run of run.py in WORKDIR/trials/NNNN. What is
 minimised is the lowest validation top-1 error in its metrics.jsonl. See docs/sweeps.md.
 
 Exit codes: 0 done, or stopped by SIGINT or SIGTERM with everything saved; 2 bad input, or trials
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except json.JSONDecodeError as error:
         print(
-            f"error: the journal of the sweep is damaged ({error}); remove the line that is no"
+            f"error: the journal of the sweep is damaged ({error}); remove the line that is not"
             " JSON, or take another --workdir",
             file=sys.stderr,
         )
@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str], dict[st
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (default 0)")
     parser.add_argument("--storage", help="journal file, or database URL (WORKDIR/journal.log)")
-    parser.add_argument("--report", action="store_true", help="only report what there is by now")
+    parser.add_argument("--report", action="store_true", help="only write the report")
     arguments, rest = parser.parse_known_args(argv[1:])
     fixed: dict[str, str] = {}
     swept: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _record(workdir: pathlib.Path) -> dict[str, Any]:
         if record["storage"] == JOURNAL:  # as earlier versions wrote the default
             record["storage"] = None
     except FileNotFoundError:
-        raise InputError(f"--workdir={workdir} holds no sweep: no {RECORD}") from None
+        raise InputError(f"--workdir={workdir} has no sweep: {RECORD} does not exist") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{workdir / RECORD} is damaged ({error}); take another --workdir"
@@ -263,22 +263,21 @@ def _storage(given: str) -> BaseStorage:
         backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
         return JournalStorage(backend)
     except (ValueError, KeyError) as error:
-        raise InputError(f"{path} is no journal of Optuna's, or damaged ({error})") from None
+        raise InputError(f"{path} is not an Optuna journal, or is damaged ({error})") from None
 
 
 def _report_only(workdir: pathlib.Path, storage_given: str | None) -> str:
     record = _record(workdir)
     if _storage_name(storage_given, workdir) != record["storage"]:
         was = f"--storage={record['storage']} (from there)" if record["storage"] else "no --storage"
-        raise InputError(f"{workdir} was begun with {was}; give the same")
+        raise InputError(f"{workdir} was started with {was}; give the same")
     storage = _storage(storage_given or str(workdir / JOURNAL))
     try:
         study = optuna.load_study(study_name=record["study"], storage=storage)
     except KeyError:
-        raise InputError(f"{workdir}: the storage does not know the sweep") from None
-    space = sweep_space.read(record["space"])
+        raise InputError(f"{workdir}: the storage does not contain the sweep") from None
     with sweep_worker.alone(workdir):
-        return sweep_report.write(workdir, record, space, study.get_trials())
+        return sweep_report.write(workdir, record, study)
 
 
 if __name__ == "__main__":

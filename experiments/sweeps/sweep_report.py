@@ -1,4 +1,4 @@
-"""What a sweep has found: a table, the best command line, results.json; pictures beside them."""
+"""The report of a sweep: a table, the best command line, results.json and plots."""
 
 import datetime
 import pathlib
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax import config as config_lib
@@ -15,7 +15,7 @@ from alexnet_jax.host import whole_files
 from experiments.reports import metrics
 from experiments.sweeps import sweep_plots
 
-FAILURE = "failure"  # what a failed trial has: why
+FAILURE = "failure"  # attribute of a failed trial: the reason
 OBJECTIVE = "the lowest validation top-1 error among the `val` lines of metrics.jsonl"
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -32,13 +32,13 @@ def directory(workdir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def rows(workdir: pathlib.Path, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return number, state, values, top1_error, epochs of each trial; None for what is not yet."""
+    """Return number, state, values, top1_error, epochs of each trial; None for what is not known yet."""
     found = []
     for trial in trials:
         errors = list(trial.intermediate_values.values())
         complete, ended = trial.state == TrialState.COMPLETE, trial.state.is_finished()
         error = trial.value if complete else min(errors, default=None)
-        # A worker killed between saying so and ending the trial has left it to another.
+        # A worker that was killed after it set this attribute has left the trial to another.
         failure = trial.user_attrs.get(FAILURE) if ended and not complete else None
         epochs = metrics.epochs(directory(workdir, trial.number))
         found.append(
@@ -71,7 +71,7 @@ def command(recipe: str, overrides: Mapping[str, str], values: Mapping[str, str]
 
 
 def table(trials: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
-    """Return the table that is shown, a line a trial, and below it why trials failed."""
+    """Return the table to print, one line per trial, and below it why trials failed."""
     heads = ["trial", "state", *fields, "top-1 error", "epochs"]
     lines = [heads]
     for row in trials:
@@ -108,19 +108,14 @@ def _short(text: str) -> str:
     return text if number.is_integer() else f"{number:.4g}"
 
 
-def write(
-    workdir: pathlib.Path,
-    record: Mapping[str, Any],
-    space: Mapping[str, BaseDistribution],
-    trials: Sequence[FrozenTrial],
-) -> str:
-    """Write results.json, fields.png and trials.png into `workdir` and return what is to be shown.
+def write(workdir: pathlib.Path, record: Mapping[str, Any], study: optuna.Study) -> str:
+    """Write results.json, fields.png and trials.png into `workdir` and return the text to print.
 
-    `record` is what sweep.json holds.
+    `record` is the content of sweep.json. Without a complete trial there are no plots.
     """
-    found = rows(workdir, trials)
+    found = rows(workdir, study.get_trials())
     first = best(found)
-    shown = [table(found, list(space))]
+    shown = [table(found, list(record["space"]))]
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
@@ -129,22 +124,19 @@ def write(
         "trials": found,
         "best": None,
     }
-    if first is not None:
-        arguments = command(record["recipe"], record["overrides"], first["values"])
-        line = shlex.join(["python", "run.py", *arguments, f"--workdir={workdir / 'best'}"])
-        results["best"] = {"number": first["number"], "command": line}
-        shown += [
-            "",
-            f"best: trial {first['number']}, {first['top1_error']:.2%} ({OBJECTIVE}); its run is"
-            f" {directory(workdir, first['number'])}. To train it again:",
-            line,
-        ]
-    some = any(row["top1_error"] is not None for row in found)
+    files = ["results.json"]
     with whole_files(workdir) as scratch:
+        if first is not None:
+            arguments = command(record["recipe"], record["overrides"], first["values"])
+            line = shlex.join(["python", "run.py", *arguments, f"--workdir={workdir / 'best'}"])
+            results["best"] = {"number": first["number"], "command": line}
+            shown += [
+                "",
+                f"best: trial {first['number']}, {first['top1_error']:.2%} ({OBJECTIVE}); its run"
+                f" is in {directory(workdir, first['number'])}. To train it again:",
+                line,
+            ]
+            sweep_plots.plot(study, scratch)
+            files += ["fields.png", "trials.png"]
         config_lib.write_json(results, scratch / "results.json")
-        if some:
-            sweep_plots.of_fields(found, first, space, scratch / "fields.png")
-            sweep_plots.of_trials(found, first, scratch / "trials.png")
-    if some:
-        shown += ["", f"{workdir}: results.json, fields.png, trials.png"]
-    return "\n".join(shown)
+    return "\n".join([*shown, "", f"{workdir}: {', '.join(files)}"])

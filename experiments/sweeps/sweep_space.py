@@ -149,7 +149,7 @@ def grid(space: Mapping[str, BaseDistribution]) -> dict[str, Sequence[Any]]:
     size = math.prod(map(len, values.values()))
     if size > LARGEST_GRID:
         raise InputError(
-            f"--sampler=grid: these are {size} combinations, and {LARGEST_GRID} the most; give"
+            f"--sampler=grid: {size} combinations are more than {LARGEST_GRID}; give"
             " fewer values, or --sampler=random"
         )
     return {name: list(each) for name, each in values.items()}

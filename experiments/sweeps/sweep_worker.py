@@ -2,7 +2,7 @@
 
 Of an Optuna study, what says that a trial is being worked at is a lock on a file in the directory
 of the sweep, whatever the storage: the system takes it from a worker that has died, and another
-worker goes on with the trial in its own directory.
+worker resumes the trial in its own directory.
 """
 
 import contextlib
@@ -121,14 +121,13 @@ def work(sweep: Sweep, storage: BaseStorage, stop: Stop) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 0
     with alone(sweep.workdir):
-        trials = study.get_trials()
-        print(sweep_report.write(sweep.workdir, sweep.record, sweep.space, trials))
+        print(sweep_report.write(sweep.workdir, sweep.record, study))
     if len(failures) == FAILURES:
         raise InputError(
             f"{FAILURES} trials in a row failed before their first step, the last with:"
-            f" {failures[-1]}; mend that; the same command goes on with the next trial"
+            f" {failures[-1]}; fix that; the same command continues with the next trial"
         )
-    if all(row["state"] == "failed" for row in sweep_report.rows(sweep.workdir, trials)):
+    if all(row["state"] == "failed" for row in sweep_report.rows(sweep.workdir, study.get_trials())):
         raise InputError("all trials failed; the table says why")
     return 0
 

@@ -242,7 +242,11 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (cifar10, ["--net=80sec", "--config.seed=1"], "seeds are given as --seeds"),
         (cifar10, ["--net=80sec", "--config.crop=1"], "did you mean 'augment.crop'?"),
         (cifar10, ["--net=80sec", "--config.batch_size=none"], "config.batch_size='none'"),
-        (cifar10, ["--net=80sec", "--data=./nowhere"], "--data=./nowhere: there is no such folder"),
+        (
+            cifar10,
+            ["--net=80sec", "--data=./nowhere"],
+            "--data=./nowhere: the folder does not exist",
+        ),
         (cifar10, ["--net=80sec", "--data=nowhere"], "unknown data set 'nowhere'"),
         (figure1, ["--data=nowhere"], "unknown data set 'nowhere'"),
         (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no train/"),
@@ -252,7 +256,11 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         (cifar10, ["--net=80sec", "--report"], "holds none of these runs, such as 80sec-seed0"),
         (figure1, ["--rates", "0"], "config.learning_rate=0.0"),
         (ablations, ["--config=configs/none.py"], "configs/none.py does not exist"),
-        (ablations, ["--only=no_luck"], "--only=no_luck is none; of this recipe there are full,"),
+        (
+            ablations,
+            ["--only=no_luck"],
+            "--only=no_luck does not exist; of this recipe there are full,",
+        ),
         (
             ablations,
             ["--only=no_lrn", f"--config={recipe('cifar10_80sec')}"],

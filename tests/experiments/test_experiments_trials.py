@@ -252,7 +252,7 @@ def test_a_seed_that_does_not_reach_the_error_is_named(fake_run, monkeypatch, ca
     found = json.loads((fake_run / "figure1.json").read_text())
     assert found["relu"]["not_there"] == {"1": 0} and found["relu"]["epochs"]["n"] == 1
     said = capsys.readouterr()
-    assert "ReLU: seed 1, 0.0 epochs, is not there: not in the mean" in said.out
+    assert "ReLU: seed 1, 0.0 epochs, did not reach it: not in the mean" in said.out
     assert "relu-lr1-seed1: exit code 1: error: no luck" in said.err
 
 
@@ -293,7 +293,7 @@ def test_results_are_not_replaced_by_fewer_results(tmp_path):
         write(of_new)
         assert json.loads((tmp_path / "lr0.1.json").read_text())["runs"] == of_new
         files = sorted((path.name, path.read_text()) for path in tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"lr0\.1\.json holds results, and of the runs asked for"):
+    with pytest.raises(InputError, match=r"lr0\.1\.json holds results, but none of the requested"):
         write([begun])
     with pytest.raises(ZeroDivisionError), trial_records.replaced(out, [ended]) as scratch:
         trial_records.write_json({"runs": [ended]}, scratch)

@@ -201,8 +201,15 @@ def test_the_values_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_
     assert len(set(drawn[0])) == 5
 
 
-def test_two_workers_run_each_trial_once(fake_run, tmp_path):
+def test_two_workers_run_each_trial_once(fake_run, tmp_path, monkeypatch):
     """The first trial's run waits for the second's, which only another worker can begin."""
+    parsed, one_at_a_time = command_line.parsed, threading.Lock()
+
+    def parsed_alone(arguments):
+        with one_at_a_time:  # workers are processes; in threads they load one recipe at once
+            return parsed(arguments)
+
+    monkeypatch.setattr(command_line, "parsed", parsed_alone)
     wait = """
 workdir.joinpath("begun").touch()
 other = workdir.with_name("0001").joinpath("begun")
