@@ -1,4 +1,4 @@
-"""Damage to the files below a directory, and oddities in a folder of pictures."""
+"""Damage to the files below a directory, and unusual files in a folder of images."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def _zero(file, other, content, rng):
 
 
 def _leaf(file, other, content, rng):
-    """Give a value somewhere in a JSON another type, or change the file's text if it is none."""
+    """Give a value in a JSON file another type, or replace the text of another file."""
     try:
         tree = json.loads(content)
     except ValueError:
@@ -93,7 +93,7 @@ WAYS: dict[str, Callable] = {
 
 
 def picture(path: pathlib.Path, value: int) -> None:
-    """Write 4 x 4 pixels of one grey as a PNG whatever the name."""
+    """Write 4 x 4 grey pixels as a PNG under any name."""
     with path.open("wb") as file:
         Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "PNG")
 
@@ -117,7 +117,7 @@ NAMES = (
     "🐈.jpeg",
 )
 
-# What is put into a class folder: (make(path), does it count as a picture that is damaged?)
+# What is put into a class folder: (make(path), does it count as a damaged image?)
 ODDITIES: dict[str, tuple[Callable[[pathlib.Path], object], bool]] = {
     "link to itself.png": (lambda p: p.symlink_to(p.name), True),
     "link to nothing.png": (lambda p: p.symlink_to("nothing"), True),

@@ -1,4 +1,4 @@
-"""Folders of pictures and what is prepared from them, small enough for the tests."""
+"""Small folders of images, and the data sets prepared from them."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Predictions of files and folders: what is written, what is left out, what stays in memory."""
+"""Predictions of files and folders: what is written, skipped and kept in memory."""
 
 import csv
 import os
