@@ -18,10 +18,10 @@ from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config as config_lib
 from alexnet_jax import configs
-from alexnet_jax.errors import InputError, printable
+from alexnet_jax.errors import InputError, limit_met, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
-from alexnet_jax.fields import FIELDS, bad_value, is_path, nearest, unknown_field
-from alexnet_jax.host import compilation_cache, heap, processes, streams
+from alexnet_jax.fields import FIELDS, bad_value, expanded, is_path, nearest, unknown_field
+from alexnet_jax.host import compilation_cache, heap, processes, streams, threads
 from alexnet_jax.inspect import profile, summary, write_predictions
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         arguments = _parse(values, argv)
         heap.keep()
+        threads.for_jax()
         compilation_cache.keep()
         _dispatch(values, arguments)
         if values["mode"].value in ANSWERS:
@@ -74,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
         streams.say_last(f"error: {error}")
         return 2
     except OSError as error:  # a full disk, a directory that may not be written
-        streams.say_last(f"error: {InputError(str(error))}")
+        remedy = limit_met(error)
+        streams.say_last(f"error: {InputError(str(error))}{remedy and '; ' + remedy or ''}")
         return 2
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and _NO_MEMORY not in str(error):
@@ -83,6 +85,11 @@ def main(argv: Sequence[str]) -> int:
             "error: out of memory; take a smaller --config.batch_size, a larger"
             f" --config.accumulate_steps or narrower layers ({InputError(str(error)[:200])})"
         )
+        return 2
+    except RuntimeError as error:
+        if (remedy := limit_met(error)) is None:
+            raise
+        streams.say_last(f"error: {InputError(str(error)[:200])}: {remedy}")
         return 2
     except KeyboardInterrupt as stopped:  # while files were written, which are removed again
         print("stopped; the same command continues from what is finished", file=sys.stderr)
@@ -327,7 +334,7 @@ def _directory(flag: str, value: str) -> pathlib.Path:
         raise InputError(f"--{flag}={value}: give a directory of this machine, not a URL")
     if not is_path(value):
         raise InputError(f"--{flag}={value} is not the path of a directory")
-    return pathlib.Path(value).expanduser()
+    return expanded(f"--{flag}", value)
 
 
 def _show(path: str, answer: list[tuple[str, float]]) -> None:

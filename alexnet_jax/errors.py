@@ -1,5 +1,8 @@
 """Errors that the user can fix."""
 
+import errno
+import os
+
 
 def printable(text: str) -> str:
     """Return `text` with what does not print, such as what steers a terminal, escaped."""
@@ -28,3 +31,20 @@ class NotFinite(InputError):
     def __init__(self, message: str, since: int) -> None:
         super().__init__(message)
         self.since = since
+
+
+def limit_met(error: BaseException) -> str | None:
+    """Return how to raise the limit of this process that `error` has met; None if it met none.
+
+    Such an error says nothing of the file at hand, and no room need be made for it. It is told by
+    its words, for libraries raise errors of their own in place of an OSError.
+    """
+    said = str(error)
+    if os.strerror(errno.EMFILE) in said:  # and ENFILE, whose words begin with these
+        return "raise the limit on open files (ulimit -n)"
+    if os.strerror(errno.EAGAIN) in said or "can't start new thread" in said:
+        return (
+            "raise the limit on processes (ulimit -u, a container's pids limit) or on memory"
+            " (ulimit -v)"
+        )
+    return None

@@ -66,12 +66,26 @@ def _is_number(value: Any) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Return whether `text` can name a file: UTF-8 without a zero byte, and its ~user is known."""
+    """Return whether `text` can name a file: UTF-8 without a zero byte."""
     try:
-        str(pathlib.Path(text).expanduser()).encode()  # orbax and array_record take nothing else
-    except (ValueError, RuntimeError):
+        text.encode()  # orbax and array_record take nothing else
+    except ValueError:
         return False
     return "\0" not in text
+
+
+def expanded(name: str, text: str) -> pathlib.Path:
+    """Return the path `text`, the value of the flag or field `name`, with what ~ stands for.
+
+    To be called when the path is needed, for not every user has a home directory. Raises InputError
+    where there is none.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{name}={text}: there is no such home directory; give the path in full"
+        ) from None
 
 
 def _path(accepts_none: bool) -> Field:

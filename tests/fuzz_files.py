@@ -1,4 +1,4 @@
-"""Damage to the files below a directory, and unusual files in a folder of images."""
+"""Damage to the files below a directory, and odd files in a folder of images."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def _zero(file, other, content, rng):
 
 
 def _leaf(file, other, content, rng):
-    """Give a value in a JSON file another type, or replace the text of another file."""
+    """Give a value somewhere in a JSON another type, or change the file's text if it is none."""
     try:
         tree = json.loads(content)
     except ValueError:
@@ -92,8 +92,8 @@ WAYS: dict[str, Callable] = {
 }
 
 
-def picture(path: pathlib.Path, value: int) -> None:
-    """Write 4 x 4 grey pixels as a PNG under any name."""
+def image(path: pathlib.Path, value: int) -> None:
+    """Write 4 x 4 pixels of one grey as a PNG whatever the name."""
     with path.open("wb") as file:
         Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "PNG")
 
@@ -122,7 +122,7 @@ ODDITIES: dict[str, tuple[Callable[[pathlib.Path], object], bool]] = {
     "link to itself.png": (lambda p: p.symlink_to(p.name), True),
     "link to nothing.png": (lambda p: p.symlink_to("nothing"), True),
     "empty.png": (lambda p: p.touch(), True),
-    "text.png": (lambda p: p.write_text("no picture"), True),
+    "text.png": (lambda p: p.write_text("not an image"), True),
     "html.jpg": (lambda p: p.write_text("<html>" * 99), True),
     "folder.png": (lambda p: p.mkdir(), False),
     "deep.png": (lambda p: (p / ("d" * 200) / ("e" * 200)).mkdir(parents=True), False),

@@ -1,4 +1,4 @@
-"""Small folders of images, and the data sets prepared from them."""
+"""Folders of images and what is prepared from them, small enough for the tests."""
 
 import pathlib
 import subprocess
@@ -33,7 +33,7 @@ def noise(*shape, seed=0):
 def make_folder(
     root, classes=("cat", "dog"), train=3, val=2, size=8, held_out="val", extension=".png"
 ):
-    """A folder data set of noise; returns its root."""
+    """Make a folder data set of noise and return its root."""
     for split, number in (("train", train), (held_out, val)):
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
@@ -44,7 +44,7 @@ def make_folder(
 
 
 def stored(directory, split="train"):
-    """All records of a prepared set, through tfds and nothing of ours."""
+    """Return all records of a prepared set, read by tfds without our code."""
     return list(tfds.builder_from_directory(directory).as_data_source(split))
 
 
@@ -53,12 +53,12 @@ def contents(directory):
 
 
 def left_behind(data_dir):
-    """What an aborted preparation has left, other than the empty lock files."""
+    """Return what an aborted preparation has left, except the empty lock files."""
     return [p for p in (data_dir / "alexnet_jax").glob("*") if p.suffix != ".lock"]
 
 
 def run(code, **options):
-    """Runs code in a fresh interpreter from the repository's root."""
+    """Run code in a fresh interpreter from the repository's root."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **options)

@@ -13,6 +13,7 @@ from alexnet_jax import command_line
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import FIELDS
+from alexnet_jax.prepare import prepare
 from alexnet_jax.rundir import resume
 from configs import alexnet, alexnet_two_device
 from tests.runs import within
@@ -33,6 +34,19 @@ def test_a_typo_in_a_recipes_fields_raises_where_it_is_made(name):
     for group in groups:
         with pytest.raises(AttributeError, match="learning_rat"):
             group.learning_rat = 3
+
+
+def test_a_home_directory_is_not_missed_before_it_is_needed(monkeypatch, config):
+    """As in a container whose user is not in /etc/passwd."""
+    monkeypatch.setattr(pathlib.Path, "expanduser", _no_home)
+    config.dataset.data_dir = "~/data"
+    config_lib.validate(config)
+    with pytest.raises(InputError, match="config.dataset.data_dir=~/data: there is no such home"):
+        prepare(config.dataset)
+
+
+def _no_home(path):
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_the_default_recipe_has_every_field():

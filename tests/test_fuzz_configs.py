@@ -186,11 +186,16 @@ def test_a_typo_suggests_the_nearest_name(data):
     [
         (["--workdir=a\0b"], r"--workdir=a\\x00b is not the path of a directory"),
         (["--workdir=/tmp/\udcff"], r"--workdir=/tmp/\\udcff is not the path of a directory"),
+        (["--workdir=~nobody-here/run"], "--workdir=~nobody-here/run: there is no such home"),
+        (["--workdir=gs:run"], "--workdir=gs:run: give a directory of this machine, not a URL"),
         (
-            ["--workdir=~nobody-here/run"],
-            "--workdir=~nobody-here/run is not the path of a directory",
+            ["--config.dataset.data_dir=~nobody-here/data"],
+            "config.dataset.data_dir=~nobody-here/data: there is no such home directory; give",
         ),
-        (["--config.dataset.data_dir=~nobody-here/data"], "config.dataset.data_dir=.*a path"),
+        (
+            ["--config.dataset.name=folder", "--config.dataset.path=~nobody-here/x"],
+            "config.dataset.path=~nobody-here/x: there is no such home directory",
+        ),
         (["--config.dataset.path=pictures"], "nothing else takes one"),
         (["--config.dataset.name=folder"], "needs --config.dataset.path=FOLDER"),
         (["--config.batch_size=2147483640"], "config.batch_size=.* MB are free"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from alexnet_jax import InputError, predict, restore, train
 from alexnet_jax import config as config_lib
-from tests import fuzz_files, fuzz_pictures, outcomes, runs
+from tests import fuzz_files, fuzz_images, outcomes, runs
 from tests.generated import cases, one_line, refused
 
 
@@ -156,12 +156,12 @@ def test_a_damaged_run_predicts_the_same_or_gives_one_line(tmp_path_factory, fin
 def test_the_command_names_files_that_it_cannot_use(finished, tmp_path):
     run = finished[0]
     odd = tmp_path / "two\nlines \udcff.png"
-    odd.write_bytes(fuzz_pictures.WHOLE["a.png"])
+    odd.write_bytes(fuzz_images.WHOLE["a.png"])
     done = runs.run("--mode=predict", f"--workdir={run}", str(odd))
     assert done.returncode == 0, done.stderr
     assert "\\udcff" in done.stdout
     bomb = tmp_path / "bomb\n.png"
-    bomb.write_bytes(fuzz_pictures.expensive()["sides.png"])
+    bomb.write_bytes(fuzz_images.expensive()["sides.png"])
     done = runs.run("--mode=predict", f"--workdir={run}", f"--images={odd}", str(bomb))
     assert "exceeds limit" in one_line(done.returncode, done.stdout, done.stderr, "run.py")
     workdir = f"--workdir={tmp_path}/run"

@@ -1,4 +1,4 @@
-"""Predictions of files and folders: what is written, skipped and kept in memory."""
+"""Predictions for files and folders: what is written, what is skipped, what is in memory."""
 
 import csv
 import os
@@ -35,8 +35,8 @@ def rows(path: pathlib.Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_each_image_of_a_folder_has_a_row_in_sorted_order(workdir, tmp_path, capsys):
-    folder, out = tmp_path / "pictures", tmp_path / "out"
+def test_a_folder_is_searched_recursively_and_each_image_has_its_row(workdir, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "out"
     names = ["a/two.png", "b\r\nc.jpg", 'b "q", ü.png', "z/deep/er/one.PNG"]
     paths = [draw(folder / name, i) for i, name in enumerate(names)]
     (folder / "z" / "loop").symlink_to(folder)
@@ -54,8 +54,8 @@ def test_each_image_of_a_folder_has_a_row_in_sorted_order(workdir, tmp_path, cap
     assert written[1:] == (4, 4, 3, 2)
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(" cannot")[0] for line in errors] == [
-        f"left out: {folder}/broken.png",
-        f"left out: {folder}/nowhere.jpg",
+        f"skipped: {folder}/broken.png",
+        f"skipped: {folder}/nowhere.jpg",
     ]
 
     head, *body = rows(out / "predictions.csv")
@@ -69,11 +69,11 @@ def test_each_image_of_a_folder_has_a_row_in_sorted_order(workdir, tmp_path, cap
     assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.png"]
 
 
-def test_one_batch_is_in_memory_at_a_time_and_the_sheet_shows_the_first_images(
+def test_one_batch_is_in_memory_at_a_time_and_the_sheet_shows_the_first(
     workdir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(predictions, "SHOWN", 7)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for i in range(36):
         draw(folder / f"{i:03}.png", i)
     happened = []
@@ -107,8 +107,8 @@ def test_one_batch_is_in_memory_at_a_time_and_the_sheet_shows_the_first_images(
     np.testing.assert_array_equal(pixels[row : row + side, column : column + side], first)
 
 
-def test_the_command_writes_into_the_run_or_to_out_and_prints_where(workdir, tmp_path, capsys):
-    folder = tmp_path / "pictures"
+def test_the_command_writes_into_the_run_or_out_and_says_where(workdir, tmp_path, capsys):
+    folder = tmp_path / "images"
     three = [draw(folder / f"{i}.png", i) for i in range(3)]
     one, other = three[0], draw(tmp_path / "other.png", 3)
     base = ["run.py", "--mode=predict", f"--workdir={workdir}"]
@@ -120,13 +120,13 @@ def test_the_command_writes_into_the_run_or_to_out_and_prints_where(workdir, tmp
     said = lines(f"--images={folder}", str(other))
     assert [said[0], said[6]] == [str(other), str(one)]
     where = workdir / "predictions"
-    assert said[24].startswith("images: 4; left out: 0 files that are not images")
+    assert said[24].startswith("images: 4; skipped 0 files that are not images, 0 undecodable.")
     assert f"{where}/predictions.csv and {where}/predictions.png (all of them)" in said[24]
     paths = [row[0] for row in rows(where / "predictions.csv")[1:]]
     assert paths == list(map(str, [other, *three]))
 
     files = [f"--images={path}" for path in (other, *three)]
-    assert lines(*files) == said[:24]  # of files alone nothing is written
+    assert lines(*files) == said[:24]  # for files alone nothing is written
     lines(*files, f"--out={tmp_path}/out")
     assert len(rows(tmp_path / "out" / "predictions.csv")) == 5
 
@@ -134,19 +134,19 @@ def test_the_command_writes_into_the_run_or_to_out_and_prints_where(workdir, tmp
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["empty"], "empty holds no images"),
-        (["pictures", "bad.png"], r"bad.png cannot be decoded as a picture"),
-        (["pictures", "no.png"], r"no.png cannot be decoded as a picture \(No such file"),
+        (["empty"], "empty holds no files with the extension of an image"),
+        (["images", "bad.png"], r"bad.png cannot be decoded as an image"),
+        (["images", "no.png"], r"no.png cannot be decoded as an image \(No such file"),
         (["broken"], "none of the 1 images can be decoded"),
     ],
 )
-def test_a_prediction_that_fails_writes_nothing(names, message, workdir, tmp_path):
-    draw(tmp_path / "pictures" / "one.png", 1)
+def test_what_cannot_be_predicted_leaves_nothing_behind(names, message, workdir, tmp_path):
+    draw(tmp_path / "images" / "one.png", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     (tmp_path / "broken").mkdir()
     for bad in (tmp_path / "bad.png", tmp_path / "broken" / "bad.png"):
-        bad.write_text("no picture")
+        bad.write_text("not an image")
     shown = []
     with pytest.raises(InputError, match=message):
         predictions.write_predictions(
@@ -159,8 +159,8 @@ def test_a_prediction_that_fails_writes_nothing(names, message, workdir, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupt_keeps_earlier_predictions(workdir, tmp_path, monkeypatch):
-    folder, out = tmp_path / "pictures", tmp_path / "out"
+def test_an_interrupt_keeps_the_earlier_predictions(workdir, tmp_path, monkeypatch):
+    folder, out = tmp_path / "images", tmp_path / "out"
     for i in range(4):
         draw(folder / f"{i}.png", i)
     predictions.write_predictions(workdir, [str(folder)], out)
@@ -173,7 +173,7 @@ def test_an_interrupt_keeps_earlier_predictions(workdir, tmp_path, monkeypatch):
         patch.setattr(predictions, "thumbnail", interrupt)
         predictions.write_predictions(workdir, [str(folder)], out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    # A sheet of before is no picture to predict, where it lies among them.
+    # An earlier contact sheet in the folder is not an image to classify.
     for path in folder.iterdir():
         path.rename(out / path.name)
     assert predictions.write_predictions(workdir, [str(out)], out).images == 4
@@ -182,28 +182,26 @@ def test_an_interrupt_keeps_earlier_predictions(workdir, tmp_path, monkeypatch):
         predictions.write_predictions(workdir, [str(out)], tmp_path / "file")
 
 
-def test_the_files_are_there_before_an_answer_is_shown(workdir, tmp_path):
+def test_the_files_are_written_before_an_answer_is_shown(workdir, tmp_path):
     out = tmp_path / "out"
-    draw(tmp_path / "pictures" / "one.png", 1)
+    draw(tmp_path / "images" / "one.png", 1)
 
     def closed(path, answer):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        predictions.write_predictions(workdir, [str(tmp_path / "pictures")], out, closed)
+        predictions.write_predictions(workdir, [str(tmp_path / "images")], out, closed)
     assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.png"]
     assert len(rows(out / "predictions.csv")) == 2
 
 
-def test_what_strangers_named_neither_steers_a_terminal_nor_is_a_formula(
-    tmp_path, monkeypatch, capsys
-):
+def test_names_neither_control_the_terminal_nor_start_a_formula(tmp_path, monkeypatch, capsys):
     names = ["=1+1", "+1", "-1", "@SUM(1)", "\tx", "\x1b]0;owned\x07", "'quoted", "a=b", "1", "é"]
     save_run(tmp_path / "run", runs.tiny_config("none"), names)
     for name in ("=1+1.png", "-\x1b[2J.png"):
-        draw(tmp_path / "pictures" / name, 1)
+        draw(tmp_path / "images" / name, 1)
     monkeypatch.setattr(predictions, "TOP", 10)
-    monkeypatch.chdir(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path / "images")
     files = ["=1+1.png", "-\x1b[2J.png"]
     predictions.write_predictions(tmp_path / "run", files, tmp_path, command_line._show)
     shown = capsys.readouterr().out

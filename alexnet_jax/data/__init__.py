@@ -1,19 +1,17 @@
 """Reading: batches of a prepared data set, each a function of (seed, step)."""
 
 from alexnet_jax.data import device_cache
-from alexnet_jax.data.batches import (
+from alexnet_jax.data.batches import blank_batch, eval_batches, train_batches, train_records
+from alexnet_jax.data.dataset import (
+    FORMAT,
+    RECORD_OPTIONS,
     Dataset,
-    blank_batch,
-    eval_batches,
     identity,
     open_dataset,
     same_set,
-    train_batches,
-    train_records,
+    statistics_sha256,
 )
-from alexnet_jax.data.decoding import Batch
-from alexnet_jax.data.prefetch import to_devices
-from alexnet_jax.data.stored_format import FORMAT, RECORD_OPTIONS, statistics_sha256
+from alexnet_jax.data.decoding import Batch, to_devices
 
 __all__ = [
     "FORMAT",

@@ -1,8 +1,8 @@
-"""Memory of batches, used again: the page faults of a fresh array cost as much as decoding into it.
+"""Recycled memory for batches: the page faults of a fresh array cost as much as decoding into it.
 
-An array is handed out like a fresh one. When nothing refers to it any more, neither it nor a view
-of it nor a device array that shares its memory, its memory goes to the next one. So a batch that
-somebody keeps is never written over, and a consumer that lets go of them pays for few.
+The caller uses an array like a fresh one. When nothing refers to it any more, neither a view of it
+nor a device array that shares its memory, the next array gets its memory. So a batch that someone
+keeps is never overwritten, and a caller that releases its batches needs memory for only a few.
 """
 
 import collections
@@ -15,14 +15,14 @@ _ALIGNMENT = 64  # bytes; XLA on a CPU uses such memory in place and copies any 
 
 
 class RecycledArrays:
-    """Source of uint8 arrays of one shape, of which up to `keep` unused ones wait."""
+    """Source of uint8 arrays of one shape; it keeps the memory of up to `keep` unused ones."""
 
     def __init__(self, shape: tuple[int, ...], keep: int) -> None:
         self._shape = shape
         self._free: collections.deque[np.ndarray] = collections.deque(maxlen=keep)
 
     def array(self) -> np.ndarray:
-        """Return an array with whatever its memory holds. May be called from any thread."""
+        """Return an uninitialized array. May be called from any thread."""
         try:
             memory = self._free.pop()
         except IndexError:
@@ -31,7 +31,7 @@ class RecycledArrays:
 
 
 class _Lease:
-    """Owner of memory for the lifetime of the array made of it, which NumPy's views all hold."""
+    """Owns memory for the lifetime of the array made from it; all NumPy views refer to this."""
 
     def __init__(
         self, memory: np.ndarray, shape: tuple[int, ...], free: collections.deque[np.ndarray]

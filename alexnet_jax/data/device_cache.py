@@ -1,13 +1,14 @@
-"""A training set that lies in the memory of the devices, where the step looks its batches up."""
+"""A training set in the memory of the devices, where the step looks up its batches."""
 
 import jax
 import numpy as np
 
-from alexnet_jax.data.batches import Dataset, eval_batches
+from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import free_bytes
 
-MOST = 0.8  # of the memory that is free: the step needs some, too
+MOST = 0.8  # of the free memory: the step needs some, too
 
 
 def refuse_too_large(dataset: Dataset, shares: int) -> None:
@@ -18,16 +19,15 @@ def refuse_too_large(dataset: Dataset, shares: int) -> None:
         raise InputError(
             f"config.dataset.cache='device': {dataset.num_train:,} images of"
             f" {dataset.image_size} px over {shares} device(s) take {needed / 1e6:,.0f} MB"
-            f" on each, where {free / 1e6:,.0f} MB are free; take cache='none'"
+            f" on each, where {free / 1e6:,.0f} MB are free; set cache='none'"
         )
 
 
 def cached_rows(dataset: Dataset, shares: int) -> dict[str, np.ndarray]:
     """Return this process's rows of the training set, for `step.lookup`.
 
-    `cached_image` uint8 and `cached_label` int32: share i of n has the examples from
-    i ceil(N / n) on, and zeros where there are no more. Damaged records are treated as
-    `open_dataset` was told.
+    `cached_image` uint8 and `cached_label` int32: share i of n starts at example i ceil(N / n);
+    zeros pad the last shares. Damaged records are handled as `on_error` of `open_dataset` says.
     """
     [batch] = eval_batches(
         dataset,

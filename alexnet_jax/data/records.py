@@ -1,9 +1,9 @@
 """Random access to the records of a prepared data set, decoded into memory that the caller gives.
 
 ArrayRecord checks a hash of what it reads, and a JPEG must decode without a warning, so damage is
-noticed. A damaged record ends the reading with its name, or with `on_error='skip'` the next
-readable one of its split, in stored order, stands in for it: which one depends on neither batch,
-step nor process. The damaged ones are counted; more than 1 % of the split are refused.
+noticed. A damaged record raises an error that names it. With `on_error='skip'` the next readable
+record of its split, in stored order, replaces it; which one does not depend on the batch, the step
+or the process. Damaged records are counted, and more than 1 % of the split are refused.
 """
 
 import bisect
@@ -17,20 +17,20 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 
 MAX_DAMAGED = 0.01  # share of a split's records that on_error='skip' may pass over
-_NAMED = 10  # damaged records that are named on stderr; the others are only counted
-# For random access: no reading ahead, and no threads of its own.
+_NAMED = 10  # damaged records that are named on stderr; more are only counted
+# For random access: no read-ahead, and no threads of its own.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _FILE_BUFFER = 32 << 10  # bytes; the default of 1 MiB is a hundred times a record
 
 
 class Records:
-    """The records of one split. Any thread may read.
+    """The records of one split. May be read from any thread.
 
     Attributes:
-      damaged: the indices that could not be read so far.
+      damaged: indices of the records that could not be read so far.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Records:
         jpeg: bool,
         on_error: str = "raise",
     ) -> None:
-        """Takes the files of the shards with their number of records; opens none."""
+        """Take the files of the shards with their numbers of records; open none."""
         self._paths = [path for path, _ in shards]
         self._ends = list(itertools.accumulate(number for _, number in shards))
         self._shape = (image_size, image_size, 3)
@@ -55,10 +55,10 @@ class Records:
         return self._ends[-1]
 
     def read(self, index: int, image: np.ndarray) -> int:
-        """Decodes record `index` into `image`, uint8 (S, S, 3), contiguous; returns its label.
+        """Decode record `index` into `image`, uint8 (S, S, 3), contiguous, and return its label.
 
         Raises:
-          InputError: it cannot be read, or with on_error='skip' too many cannot.
+          InputError: it cannot be read, or with on_error='skip' too many cannot be read.
         """
         while True:
             if index not in self.damaged:
@@ -66,23 +66,22 @@ class Records:
                     return self._read(index, image)
                 except MemoryError:
                     raise
-                except Exception as error:  # array_record, protobuf, simplejpeg have their own each
+                except Exception as error:  # array_record, protobuf and simplejpeg share no class
                     self._note(index, error)
             index = (index + 1) % len(self)
 
     def _read(self, index: int, image: np.ndarray) -> int:
-        shard = bisect.bisect_right(self._ends, index)
-        first = self._ends[shard - 1] if shard else 0
-        [record] = self._reader(shard).read(index - first, index - first + 1)
-        # Not tfds's own deserialising, which takes six times as long to find two fields.
+        shard, index = self._located(index)
+        [record] = self._reader(shard).read(index, index + 1)
+        # Deserializing with tfds takes six times as long, for two fields.
         fields = tf_example_pb2.Example.FromString(record).features.feature
-        picture = fields["image"].bytes_list.value[0]
+        content = fields["image"].bytes_list.value[0]
         if self._jpeg:
-            decoded = simplejpeg.decode_jpeg(picture, "RGB", buffer=image)
+            decoded = simplejpeg.decode_jpeg(content, "RGB", buffer=image)
             if decoded.shape != self._shape:
-                raise ValueError(f"a picture of {decoded.shape} in place of {self._shape}")
+                raise ValueError(f"an image of shape {decoded.shape}, not {self._shape}")
         else:
-            image[:] = np.frombuffer(picture, np.uint8).reshape(self._shape)
+            image[:] = np.frombuffer(content, np.uint8).reshape(self._shape)
         return fields["label"].int64_list.value[0]
 
     def _reader(self, shard: int) -> ArrayRecordReader:
@@ -99,13 +98,15 @@ class Records:
         return reader
 
     def _note(self, index: int, error: Exception) -> None:
-        """Counts a damaged record; raises where that is not accepted."""
+        """Count a damaged record; raise InputError where that is not allowed."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         message = f"{self.name(index)} cannot be read ({reason})"
+        if remedy := limit_met(error):  # nothing is damaged
+            raise InputError(f"{message}: {remedy}") from error
         if self._on_error == "raise":
             raise InputError(
-                f"{message}: remove the directory to have it made anew, or pass over what is"
-                " damaged with --config.dataset.on_error=skip"
+                f"{message}: remove the directory to rebuild it, or skip damaged records with"
+                " --config.dataset.on_error=skip"
             ) from error
         with self._lock:
             self.damaged.add(index)
@@ -119,7 +120,11 @@ class Records:
             print(f"skipped: {message}", file=sys.stderr)
 
     def name(self, index: int) -> str:
-        """The record's place in its shard, and the shard's file, for messages."""
+        """Return the index of the record in its shard and the shard's file, for messages."""
+        shard, index = self._located(index)
+        return f"record {index} of {self._paths[shard]}"
+
+    def _located(self, index: int) -> tuple[int, int]:
+        """Return the shard of a record and its index there."""
         shard = bisect.bisect_right(self._ends, index)
-        first = self._ends[shard - 1] if shard else 0
-        return f"record {index - first} of {self._paths[shard]}"
+        return shard, index - (self._ends[shard - 1] if shard else 0)

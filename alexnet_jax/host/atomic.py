@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.host.disk import sync
 from alexnet_jax.host.signals import interrupts
 
@@ -39,7 +39,7 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
                 directory.rmdir()
         if isinstance(error, OSError):
             raise InputError(
-                f"{directory} cannot be written ({error.strerror}); make room, or name another"
-                " place"
+                f"{directory} cannot be written ({error.strerror});"
+                f" {limit_met(error) or 'make room, or name another place'}"
             ) from error
         raise

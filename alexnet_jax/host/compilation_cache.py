@@ -1,14 +1,22 @@
 """Compiled programs, kept from one run to the next in the user's cache folder."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import platform
 import re
+import stat
+import sys
 import warnings
 from typing import Any
 
 import jax
+
+# Bytes. A run's programs take about 1 MB on a CPU, and the largest folder that was seen, after many
+# recipes and sweeps, held 445 MB: more than anybody comes back to.
+LARGEST = 10**9
+_ROOT = 0  # the user who may do everything anyway
 
 # What JAX warns of where an entry cannot be read or written; it then goes on without it.
 _FAILED = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': ")
@@ -21,6 +29,9 @@ def keep() -> None:
     JAX_COMPILATION_CACHE_DIR where that is set; nowhere if it is '', or if
     JAX_ENABLE_COMPILATION_CACHE is false. Where the folder cannot be made or written to, every run
     compiles. Results are the same to the bit either way.
+
+    What lies in the folder is executed: one that another user owns, or that others can write to, is
+    not used, also if the user has named it, and one line warns of it.
     """
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     try:
@@ -31,6 +42,16 @@ def keep() -> None:
         return
     if given == "" or not os.access(kept, os.R_OK | os.W_OK | os.X_OK):
         return
+    if _others_may_fill(kept):
+        jax.config.update("jax_compilation_cache_dir", None)
+        print(
+            f"warning: compiled programs are not kept, for others can write to {kept}; take it from"
+            " them (chown, chmod 700), or set JAX_COMPILATION_CACHE_DIR to a folder of your own",
+            file=sys.stderr,
+        )
+        return
+    if given is None:
+        _remove_oldest(kept)
     jax.config.update("jax_compilation_cache_dir", str(kept))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # JAX keeps what took it a second; what takes less takes seconds, all together.
@@ -46,6 +67,32 @@ def folder() -> pathlib.Path:
     """
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "alexnet_jax" / _processor()
+
+
+def _others_may_fill(kept: pathlib.Path) -> bool:
+    status = kept.stat()
+    owners = (os.geteuid(), _ROOT)
+    return status.st_uid not in owners or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _remove_oldest(kept: pathlib.Path) -> None:
+    """Remove the entries that were not used for longest, until the others take LARGEST at most.
+
+    Not by JAX's own bound, which needs another package, keeps the time of use in files of its own,
+    and in jax 0.10 never writes again where one of them is missing.
+    """
+    entries = []
+    for path in kept.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process may be at the same
+            status = path.stat()
+            # File systems may not note each use, and some none.
+            entries.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= LARGEST:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def _processor() -> str:

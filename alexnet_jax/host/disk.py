@@ -4,6 +4,9 @@ import errno
 import os
 import pathlib
 import stat
+from typing import TextIO
+
+from alexnet_jax.errors import InputError
 
 
 def regular(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -27,3 +30,22 @@ def sync(path: pathlib.Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: pathlib.Path) -> TextIO:
+    """Open the file at `path` to be locked, made if it does not exist; its content stays.
+
+    Raises InputError where it is a link or not a file: somebody else may have put it there, and
+    what it leads to is not ours to write.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)  # less the umask: a group may share the directory
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{path} is not a regular file: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file: remove it")
+    return os.fdopen(descriptor, "r+")

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in rows, each with its most probable class and its file's name."""
+"""A contact sheet: images in rows, each with its most probable class and the name of its file."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = 6
-SIDE = 160  # of a picture, in pixels; what is smaller is enlarged, its pixels visible
+SIDE = 160  # of an image, in pixels; smaller ones are enlarged with visible pixels
 _GAP = 14
 _LINE = 19
 _TEXT, _GREY = (0, 0, 0), (96, 96, 96)
 
 
 class Entry(NamedTuple):
-    """A picture of the sheet."""
+    """An image of the sheet."""
 
     thumbnail: np.ndarray  # uint8 (SIDE, SIDE, 3)
     file_name: str
@@ -24,13 +24,13 @@ class Entry(NamedTuple):
 
 
 def thumbnail(square: np.ndarray) -> np.ndarray:
-    """Return uint8 (size, size, 3) as it is shown, uint8 (SIDE, SIDE, 3)."""
+    """Return an image uint8 (size, size, 3) as it is shown, uint8 (SIDE, SIDE, 3)."""
     how = Image.Resampling.NEAREST if len(square) < SIDE else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(square).resize((SIDE, SIDE), how))
 
 
 def contact_sheet(entries: Sequence[Entry], title: str, subtitle: str) -> Image.Image:
-    """Return the sheet of `entries`, COLUMNS in a row, under two lines of text."""
+    """Return the sheet of `entries`, COLUMNS per row, under two lines of text."""
     columns = min(COLUMNS, max(3, len(entries)))
     rows = -(-len(entries) // columns)
     width = _GAP + columns * (SIDE + _GAP)
@@ -57,20 +57,20 @@ def contact_sheet(entries: Sequence[Entry], title: str, subtitle: str) -> Image.
 
 def _text(
     draw: ImageDraw.ImageDraw,
-    place: tuple[float, float],
+    position: tuple[float, float],
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: tuple[int, int, int],
     width: float,
 ) -> None:
-    """Write `text`, its middle left out where it is longer than `width` pixels."""
+    """Write `text`; if it is longer than `width` pixels, omit its middle."""
     text = drawable(text)
     head, tail = text, ""
     while head and draw.textlength(shown := _joined(head, tail, text), font) > width:
-        keep = len(shown) - 2  # of the characters, that is one less
+        keep = len(shown) - 2  # characters, one less than now
         tail = text[len(text) - keep // 2 :] if keep > 1 else ""
         head = text[: keep - len(tail)]
-    draw.text(place, _joined(head, tail, text), colour, font)
+    draw.text(position, _joined(head, tail, text), colour, font)
 
 
 def _joined(head: str, tail: str, text: str) -> str:
@@ -78,7 +78,7 @@ def _joined(head: str, tail: str, text: str) -> str:
 
 
 def drawable(text: str) -> str:
-    """Return `text` in ASCII, all that Pillow's own font has: without accents, or with '?'."""
+    """Return `text` in ASCII, as Pillow's own font needs: without accents, or with '?'."""
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)

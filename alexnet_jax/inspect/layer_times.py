@@ -1,4 +1,4 @@
-"""How long each layer takes by itself: compiled and timed one after the other."""
+"""How long each layer takes by itself: each is compiled and timed separately."""
 
 import statistics
 import time
@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 from alexnet_jax.layers import walk
 from alexnet_jax.model import AlexNet
 
-REPEATS, SECONDS = 10, 1.0  # a measurement ends after so many calls, or three in so long a time
+REPEATS, SECONDS = (
+    10,
+    1.0,
+)  # a measurement ends after REPEATS calls, or after SECONDS and three calls
 
 
 class _Part(AlexNet):
@@ -40,10 +43,10 @@ def layer_times(config: ConfigDict, params: Any, images: jax.Array) -> dict[str,
     """Return the seconds that each part of the network takes, forward and backward, on one device.
 
     A part is a layer or a stage, with the ReLU after it, which a compiler fuses with it. Each is
-    compiled by itself and given what the parts before put out; `forward` keeps what the gradient
-    needs, `backward` computes the gradients of parameters and input (of conv1: of parameters).
-    Medians. What a compiler would fuse across parts is not fused here, and every part reads and
-    writes memory: the sum may be above the time of the whole.
+    compiled by itself; its input is the output of the part before it. `forward` keeps what the
+    gradient needs, `backward` computes the gradients of parameters and input (for conv1 only of
+    parameters). Times are medians. Parts are not fused with each other, and each reads and writes
+    memory, so the sum may exceed the time of the whole network.
 
     Args:
       config: of the run.
@@ -62,7 +65,7 @@ def layer_times(config: ConfigDict, params: Any, images: jax.Array) -> dict[str,
                 y: Any = model.apply({"params": own}, part, x, relu, rngs=rngs)
                 return y
 
-            if part == model.layers[0]:  # nothing is before it
+            if part == model.layers[0]:  # it needs no gradient of its input
                 return jax.vjp(lambda own: apply(own, x), own)
             return jax.vjp(apply, own, x)
 
@@ -78,7 +81,7 @@ def layer_times(config: ConfigDict, params: Any, images: jax.Array) -> dict[str,
 
 
 def seconds(function: Callable, *arguments: Any) -> float:
-    """Return the median time of a call and its computation, without the first, which compiles."""
+    """Return the median time of a call with its computation, after a first one that compiles."""
     jax.block_until_ready(function(*arguments))
     each: list[float] = []
     while len(each) < REPEATS and (len(each) < 3 or sum(each) < SECONDS):

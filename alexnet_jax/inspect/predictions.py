@@ -1,6 +1,6 @@
-"""The predictions of whole folders of pictures, as predictions.csv and a contact sheet.
+"""Predictions for folders of images, as predictions.csv and a contact sheet.
 
-However many pictures there are, a batch of them is in memory at a time.
+Only one batch of images is in memory at a time.
 """
 
 import collections
@@ -30,19 +30,19 @@ SHOWN = 60  # images on the contact sheet
 
 
 class Written(NamedTuple):
-    """What `write_predictions` has written, and what it has left out."""
+    """What `write_predictions` has written and skipped."""
 
     directory: pathlib.Path
     images: int
     shown: int
-    not_images: int  # files that are none by their names
+    not_images: int  # files that are not images by their names
     undecodable: int
 
     def __str__(self) -> str:
         shown = "all" if self.shown == self.images else f"the first {self.shown:,}"
         return (
-            f"images: {self.images:,}; left out: {self.not_images:,} files that are not"
-            f" images, {self.undecodable:,} that cannot be decoded. Written:"
+            f"images: {self.images:,}; skipped {self.not_images:,} files that are not"
+            f" images, {self.undecodable:,} undecodable. Written:"
             f" {self.directory / CSV} and {self.directory / SHEET} ({shown} of them)"
         )
 
@@ -53,36 +53,36 @@ def write_predictions(
     out: pathlib.Path,
     show: Callable[[str, Answer], None] = lambda path, answer: None,
 ) -> Written:
-    """Name what the pictures of `paths` show, with the best checkpoint of the run in `workdir`.
+    """Classify the images of `paths` with the best checkpoint of the run in `workdir`.
 
     Files come first, then the images of each folder and its subfolders, sorted by name. A file of a
-    folder that cannot be decoded is named on stderr and left out. predictions.csv has one line per
+    folder that cannot be decoded is named on stderr and skipped. predictions.csv has one line per
     image: `path`, and from the most probable class on `class_1`, `probability_1` to at most
-    `class_5`, `probability_5`; in UTF-8, with bytes of a file's name that are not UTF-8 escaped. A
-    path or a class that a spreadsheet would take for a formula, because it begins with '=', '+',
-    '-', '@', a tab or the end of a line, has an apostrophe before it. predictions.png shows the
-    first SHOWN images as they are judged. Both are written whole or not at all, and replace those
-    that were there.
+    `class_5`, `probability_5`. It is in UTF-8; bytes of a file's name that are not UTF-8 are
+    escaped. A path or a class that a spreadsheet would take for a formula, because it begins with
+    '=', '+', '-', '@', a tab or the end of a line, gets a leading apostrophe. predictions.png shows
+    the first SHOWN images as the network sees them. Either both files are written completely, in
+    place of earlier ones, or neither.
 
     Args:
       workdir: the directory of a run, finished or not.
-      paths: of pictures and of folders.
-      out: the directory of both files; made if it is not there.
-      show: called with path and answer of each image, in the order of predictions.csv, when both
+      paths: of images and of folders.
+      out: the directory of both files; made if it does not exist.
+      show: called with path and answer of each image, in the order of predictions.csv, after both
         files are written.
 
     Raises:
-      InputError: `workdir` holds no checkpoint, a picture of `paths` cannot be read, a folder holds
-        none, or `out` cannot be written.
+      InputError: `workdir` holds no checkpoint, an image of `paths` cannot be read, a folder holds
+        no images, or `out` cannot be written.
     """
     classifier = Classifier(workdir)
     folders = [path for path in paths if pathlib.Path(path).is_dir()]
     files = [path for path in paths if path not in folders]
     sheet = (out / SHEET).resolve()
     for path in folders:
-        if not any(is_picture for _, is_picture in _files(path, sheet)):
-            raise InputError(f"{path} holds no images, by the extensions of its files")
-    for path in files:  # before anything is said or written
+        if not any(is_image for _, is_image in _files(path, sheet)):
+            raise InputError(f"{path} holds no files with the extension of an image")
+    for path in files:  # before anything is printed or written
         load_image(path, classifier.size)
     counts: collections.Counter[str] = collections.Counter()
 
@@ -90,20 +90,20 @@ def write_predictions(
         for path in files:
             yield path, load_image(path, classifier.size)
         for folder in folders:
-            for path, is_picture in _files(folder, sheet):
-                if not is_picture:
+            for path, is_image in _files(folder, sheet):
+                if not is_image:
                     counts["not images"] += 1
                     continue
                 try:
                     yield path, load_image(path, classifier.size)
                 except InputError as error:
                     counts["undecodable"] += 1
-                    print(f"left out: {error}", file=sys.stderr)
+                    print(f"skipped: {error}", file=sys.stderr)
 
     entries: list[Entry] = []
     with contextlib.ExitStack() as until_shown:
         with whole_files(out) as scratch:
-            # The answers wait on the disk until both files are there: they may be millions.
+            # On the disk until both files are written, because there may be millions of answers.
             answered = until_shown.enter_context(tempfile.TemporaryFile("w+", dir=out))
             with (scratch / CSV).open(
                 "w", newline="", encoding="utf-8", errors="backslashreplace"
@@ -148,32 +148,32 @@ def _text(cell: str) -> str:
 def _files(
     folder: str, sheet: pathlib.Path, within: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, bool]]:
-    """Yield the path of each file in `folder` and below, and whether it counts as a picture.
+    """Yield the path of each file in `folder` and below, and whether it counts as an image.
 
-    By its extension; hidden files do not, nor does `sheet`, the contact sheet of an earlier time.
-    Hidden folders are passed over, and so is a link to a folder it lies in, which are `within`. A
-    folder that cannot be listed is named on stderr.
+    The extension decides. Hidden files and `sheet`, an earlier contact sheet, do not count. Hidden
+    folders are skipped, and so are links to a folder that contains them; `within` identifies these.
+    A folder that cannot be listed is named on stderr.
     """
     try:
         status = pathlib.Path(folder).stat()
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
-        print(f"left out: {InputError(f'{folder} ({error.strerror})')}", file=sys.stderr)
+        print(f"skipped: {InputError(f'{folder} ({error.strerror})')}", file=sys.stderr)
         return
     within = (*within, (status.st_dev, status.st_ino))
     for entry in entries:
         hidden = entry.name.startswith(".")
         try:
             status = pathlib.Path(entry.path).stat()
-        except OSError:  # as of a link to nothing: it is met again when it is decoded
+        except OSError:  # such as a link to nothing: decoding it will raise an error that names it
             is_file = True
         else:
             if stat.S_ISDIR(status.st_mode):
                 if not hidden and (status.st_dev, status.st_ino) not in within:
                     yield from _files(entry.path, sheet, within)
                 continue
-            is_file = stat.S_ISREG(status.st_mode)  # reading a pipe would never end
+            is_file = stat.S_ISREG(status.st_mode)  # reading a pipe might never end
         named = not hidden and pathlib.PurePath(entry.name).suffix.lower() in EXTENSIONS
         ours = entry.name == SHEET and pathlib.Path(entry.path).resolve() == sheet
         yield entry.path, is_file and named and not ours

@@ -1,4 +1,4 @@
-"""Where time and memory of a training step go: a trace, the compiler's count, the layers."""
+"""Time and memory of a training step: a trace, the compiler's counts, the layers one by one."""
 
 import itertools
 import pathlib
@@ -21,22 +21,24 @@ WARM, TIMED, TRACED = 2, 5, 3  # steps
 
 
 def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """Take a few training steps of `config`, and return tables of what they cost.
+    """Run a few training steps of `config`, and return tables of what they cost.
 
-    Writes to `workdir` `profile.json`, which holds the tables, and under `tensorboard/` a trace of
-    some steps that TensorBoard's profile plugin, XProf and Perfetto show.
+    Writes the tables to `profile.json` in `workdir`, and under `tensorboard/` a trace of some steps
+    for TensorBoard's profile plugin, XProf or Perfetto.
 
-    The compiler's figures are of one device; it counts what is in a loop once. The layers are timed
-    one by one on one device, with the rows that it has at a time (layer_times.py): of a split
-    network both columns are, so that no shares of the step are given. What remains of the step is
-    the collectives, the host, and what the layers gain or lose by being fused.
+    The compiler's counts are of one device and count the body of a loop once. The layers are timed
+    one by one on one device, with the rows that it computes at a time (layer_times.py). Of a split
+    network this device computes both columns, so no shares of the step are given. The rest of the
+    step is the collectives, the host, and what the layers gain or lose by fusion.
 
     Raises:
-      InputError: the data or the devices do not fit the config, or `workdir` holds a run.
+      InputError: the data or the devices do not match the config, or `workdir` holds a run.
     """
     for name in ("config.json", "metrics.jsonl", "checkpoints"):
         if (workdir / name).exists():
-            raise InputError(f"--workdir={workdir} holds a run; take another for --mode=profile")
+            raise InputError(
+                f"--workdir={workdir} holds a run; give another directory for --mode=profile"
+            )
     setting = open_setting(config)
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
     statistics_ = augment.statistics_of(setting.dataset, config.augment)
@@ -72,9 +74,8 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
 
 
 def _compilers_count(step: Any) -> dict[str, float]:
-    """Return what the compiler says that a step costs one device."""
+    """Return the compiler's counts of what a step costs one device."""
     costs, memory = step.cost_analysis() or {}, step.memory_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs
     counted = {"flops": costs.get("flops"), "bytes accessed": costs.get("bytes accessed")}
     for kind in ("argument", "output", "alias", "temp", "generated_code"):
         counted[f"{kind} bytes"] = getattr(memory, f"{kind}_size_in_bytes", None)
@@ -83,7 +84,7 @@ def _compilers_count(step: Any) -> dict[str, float]:
 
 
 def _parts(setting: Setting, state: Any, step_seconds: float) -> dict[str, dict[str, float]]:
-    """Return the seconds of everything that a step does, and its share of `step_seconds`."""
+    """Return the seconds of each part of a step, and its share of `step_seconds`."""
     config, sharding = setting.config, setting.sharding
     rows = config.batch_size // sharding.shares // config.accumulate_steps
     state = jax.device_put(state)  # on one device
@@ -100,7 +101,7 @@ def _parts(setting: Setting, state: Any, step_seconds: float) -> dict[str, dict[
     augment_jit, update_jit = jax.jit(augmented), jax.jit(updated)
     times = {"augment": {"forward": seconds(augment_jit, images)}}
     times |= layer_times(config, state.params, augment_jit(images))
-    for of_part in times.values():  # a part of the batch is computed so many times a step
+    for of_part in times.values():  # each part of the batch takes this time once per step
         for name in of_part:
             of_part[name] *= config.accumulate_steps
     update = seconds(update_jit, state.params, state.opt_state, state.params)
@@ -113,10 +114,10 @@ def _parts(setting: Setting, state: Any, step_seconds: float) -> dict[str, dict[
 
 def _text(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['step_seconds'] * 1e3:,.1f} ms a step of {report['batch_size']} pictures on"
+        f"{report['step_seconds'] * 1e3:,.1f} ms per step of {report['batch_size']} images on"
         f" {report['device']}: {report['images_per_second']:,.0f} images/s",
         "",
-        "one device, as the compiler counts",
+        "one device, as counted by the compiler",
     ]
     for name, value in report["compiler"].items():
         lines.append(f"  {name:<22}{value / 1e6:>14,.1f} M")

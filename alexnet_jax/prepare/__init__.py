@@ -1,4 +1,4 @@
-"""Making a prepared data set: from a folder of images, scikit-learn's digits or a tfds name."""
+"""Preparing a stored data set from a folder of images, scikit-learn's digits or a tfds name."""
 
 from alexnet_jax.prepare.images import EXTENSIONS, FORMATS, load_image
 from alexnet_jax.prepare.sources import open_source

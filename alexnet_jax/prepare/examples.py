@@ -1,4 +1,4 @@
-"""What a source of pictures gives, whatever its origin: labelled examples, not yet decoded."""
+"""What every source of images gives: labelled examples, not yet decoded."""
 
 import dataclasses
 import pathlib
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """One labelled picture: a path, encoded bytes or uint8 pixels, and its name in messages."""
+    """One labelled image: a path, encoded bytes or uint8 pixels, and its name in messages."""
 
-    picture: pathlib.Path | bytes | np.ndarray
+    image: pathlib.Path | bytes | np.ndarray
     label: int
     name: str
 
@@ -22,7 +22,7 @@ class Contents(NamedTuple):
     Attributes:
       class_names: label i is class_names[i].
       splits: {'train': ..., 'val': ...}, random access to examples. A slice is a sequence too,
-        small enough to be sent to another process.
+        small enough to send to another process.
     """
 
     class_names: tuple[str, ...]
@@ -31,16 +31,16 @@ class Contents(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A labelled set of pictures, not yet read.
+    """A labelled set of images, not yet read.
 
     Attributes:
-      name: for people; begins the name of the prepared set's directory.
+      name: readable; the name of the prepared set's directory starts with it.
       fingerprint: changes when the content does; part of that directory's identity.
-      num_not_pictures: files passed over because their extension is no picture's.
-      open: gives the contents. May download; raises InputError when it cannot.
+      num_not_images: files that are skipped because their extension is not one of an image.
+      open: returns the contents. May download; raises InputError if that fails.
     """
 
     name: str
     fingerprint: str
-    num_not_pictures: int
+    num_not_images: int
     open: Callable[[], Contents]

@@ -1,4 +1,4 @@
-"""Makes finished shards a data set: the metadata of tfds, the mean image and the statistics."""
+"""Merges finished shards to a data set: tfds metadata, mean image and statistics."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 @dataclasses.dataclass
 class _Split:
-    """What the shards of one split hold together."""
+    """What all shards of one split hold."""
 
     sums: PixelSums
     counts: np.ndarray
@@ -55,15 +55,17 @@ def merge(
     identity: dict,
     directory: pathlib.Path,
 ) -> None:
-    """Writes what belongs beside the shards in `directory`; reads none of their records.
+    """Write the other files of the data set into the directory of the shards.
+
+    No record is read.
 
     Args:
-      source: what they were made from.
+      source: what the shards were made from.
       class_names: label i is class_names[i].
       paths: of the finished shards of each split, in order.
       dataset: `config.dataset`.
-      identity: what the hash in the directory's name is of.
-      directory: what is there beside the shards, of a killed process, is removed.
+      identity: the hash in the directory's name is of this.
+      directory: of the shards. Other files there, of a killed process, are removed.
     """
     wanted = {path for of_split in paths.values() for path in of_split}
     wanted |= set(map(done, wanted))
@@ -77,15 +79,15 @@ def merge(
         for path in of_split:  # one at a time: their sums are large
             shard = finished(path)
             if shard is None:
-                raise FileNotFoundError(f"{path.name} has vanished")
+                raise FileNotFoundError(f"{path.name} has disappeared")
             splits[split].add(shard)
-        left_out = splits[split].undecodable
-        total = len(left_out) + int(splits[split].counts.sum())
-        refuse_too_many(left_out, math.ceil(MAX_UNDECODABLE * total))  # of this split alone
+        skipped = splits[split].undecodable
+        total = len(skipped) + int(splits[split].counts.sum())
+        refuse_too_many(skipped, math.ceil(MAX_UNDECODABLE * total))  # of this split alone
     _write_metadata(features(dataset, class_names), splits, directory)
     _write_statistics(source, class_names, splits, identity, directory)
     for file in directory.iterdir():
-        if file not in wanted:  # those are on the disk
+        if file not in wanted:  # the shards have been synced already
             sync(file)
     sync(directory)
 
@@ -95,7 +97,7 @@ def _write_metadata(
     splits: dict[str, _Split],
     directory: pathlib.Path,
 ) -> None:
-    """`dataset_info.json`, `features.json`, `label.labels.txt`: what makes it a tfds data set."""
+    """Write `dataset_info.json`, `features.json` and `label.labels.txt`, as tfds needs them."""
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory,
         template=_TEMPLATE,
@@ -114,7 +116,7 @@ def _write_metadata(
             )
             for name, split in splits.items()
         ],
-        check_data=False,  # its check would read through TensorFlow
+        check_data=False,  # the check would need TensorFlow
         description="Squares of one size with their labels, made by alexnet_jax.prepare.",
     )
 
@@ -126,7 +128,7 @@ def _write_statistics(
     identity: dict,
     directory: pathlib.Path,
 ) -> None:
-    """`mean_image.npy` and `statistics.json`."""
+    """Write `mean_image.npy` and `statistics.json`."""
     sums = splits["train"].sums
     values, vectors = sums.principal_axes()
     np.save(directory / "mean_image.npy", sums.mean_image(), allow_pickle=False)
@@ -148,7 +150,7 @@ def _write_statistics(
         "mean_colour": sums.mean_image().mean((0, 1), np.float64).tolist(),
         "eigenvalues": values.tolist(),
         "eigenvectors": vectors.tolist(),
-        "not_pictures": source.num_not_pictures,
+        "not_pictures": source.num_not_images,
         "undecodable": [line for split in splits.values() for line in split.undecodable],
         "files": files,
     }

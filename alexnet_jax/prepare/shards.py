@@ -1,10 +1,10 @@
-"""One shard of a prepared data set: encodes pictures, writes their records, sums their pixels.
+"""One shard of a prepared data set: encodes images, writes their records, sums their pixels.
 
-A shard depends on nothing but its own pictures. Shards may be made in any order, by any number of
-processes or machines, and their sums merged to the same bits. A finished shard is two files: the
-records, and beside them, until all are merged, `<records>.done`, which says what they hold. Both
-get their names when they are whole, the second one last: a kill leaves nothing that could be taken
-for a finished shard.
+A shard depends only on its own images. Shards may be made in any order, by any number of processes
+or machines, and their sums merge to the same bits. A finished shard is two files: the records, and
+until all shards are merged, `<records>.done`, which says what they hold. Both get their names when
+they are complete, `.done` last, so that a killed process never leaves what looks like a finished
+shard.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from alexnet_jax.data import RECORD_OPTIONS
 from alexnet_jax.errors import InputError
-from alexnet_jax.host import sync
+from alexnet_jax.host import sync, threads
 from alexnet_jax.prepare.examples import Example
 from alexnet_jax.prepare.images import load_image
 from alexnet_jax.prepare.pixel_sums import PixelSums
 
-MAX_UNDECODABLE = 0.01  # share of all pictures that on_error='skip' may leave out
-SKIP_REMEDY = "repair or remove it, or leave such files out with --config.dataset.on_error=skip"
+MAX_UNDECODABLE = 0.01  # share of all images that on_error='skip' may skip
+SKIP_REMEDY = "repair or remove it, or skip such files with --config.dataset.on_error=skip"
 MADE_WITH = {"pillow": PIL.__version__, "jpeg": PIL.features.version("libjpeg_turbo")}
 
 
 class Job(NamedTuple):
-    """A shard to be made; small enough to be sent to another process.
+    """A shard to make; small enough to send to another process.
 
     Attributes:
       path: of its records.
-      examples: its pictures, in order.
+      examples: its images, in order.
       dataset: `config.dataset`.
-      num_classes: labels are below it.
-      allowed: undecodable pictures that on_error='skip' accepts.
+      num_classes: labels are less than this.
+      allowed: number of undecodable images that on_error='skip' allows.
     """
 
     path: pathlib.Path
@@ -56,16 +56,16 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass
 class Shard:
-    """What a finished shard holds; enough to merge shards without reading their records.
+    """What a finished shard holds, so that shards are merged without reading their records.
 
     Attributes:
       path: of its records.
-      sums: over its pictures, before coding.
-      counts: int64 (classes,), pictures per class.
-      num_bytes: of its serialised examples.
+      sums: over its images, before encoding.
+      counts: int64 (classes,), images per class.
+      num_bytes: of its serialized examples.
       file_bytes: of the file of its records.
-      sha256: of that file, in hexadecimal.
-      undecodable: one line for each picture left out.
+      sha256: of that file, hexadecimal.
+      undecodable: one line per skipped image.
     """
 
     path: pathlib.Path
@@ -80,7 +80,7 @@ class Shard:
 def features(
     dataset: ml_collections.ConfigDict, class_names: tuple[str, ...]
 ) -> tfds.features.FeaturesDict:
-    """What a record holds, in the words of tfds."""
+    """Return what a record holds, as tfds describes it."""
     size = dataset.image_size
     image = (
         tfds.features.Image(shape=(size, size, 3), encoding_format="jpeg")
@@ -93,18 +93,19 @@ def features(
 
 
 def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
-    """Makes the shard's two files; calls report(1) after each picture.
+    """Write the shard's two files; call report(1) after each image.
 
     Returns:
-      A line for each picture that was left out as undecodable.
+      One line per image that was skipped as undecodable.
 
     Raises:
-      InputError: a picture cannot be decoded (on_error='raise'), or more of them than are allowed.
+      InputError: an image cannot be decoded (on_error='raise'), or more of them than are allowed.
       OSError: the files cannot be written.
     """
+    threads.for_array_record()
     size = job.dataset.image_size
     shard = Shard(job.path, PixelSums.zeros(size), np.zeros(job.num_classes, np.int64))
-    with _named_when_whole(job.path) as scratch:
+    with _named_when_complete(job.path) as scratch:
         writer = _disk(ArrayRecordWriter, str(scratch), RECORD_OPTIONS)
         try:
             for example in job.examples:
@@ -116,12 +117,14 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
                     shard.num_bytes += len(record)
                 report(1)
         finally:
-            _disk(writer.close)  # writes are buffered: a full disk is often first noticed here
+            _disk(writer.close)  # writes are buffered: a full disk is often noticed only here
         reader = _disk(ArrayRecordReader, str(scratch))
         readable = reader.num_records()
         reader.close()
         if readable != shard.sums.count:
-            raise OSError(f"{job.path.name}: {shard.sums.count} records written, {readable} left")
+            raise OSError(
+                f"{job.path.name}: {shard.sums.count} records written, {readable} read back"
+            )
         with scratch.open("rb") as file:
             shard.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         shard.file_bytes = scratch.stat().st_size
@@ -130,9 +133,9 @@ def make_shard(job: Job, report: Callable[[int], Any]) -> list[str]:
 
 
 def _decode(example: Example, job: Job, shard: Shard) -> np.ndarray | None:
-    """The example's pixels; None, and a line in shard.undecodable, where it is to be left out."""
+    """Return the example's pixels; None, and add to shard.undecodable, if it is to be skipped."""
     try:
-        pixels = load_image(example.picture, job.dataset.image_size, example.name)
+        pixels = load_image(example.image, job.dataset.image_size, example.name)
     except InputError as error:
         if job.dataset.on_error == "raise":
             raise InputError(f"{error}; {SKIP_REMEDY}") from error
@@ -147,18 +150,18 @@ def _decode(example: Example, job: Job, shard: Shard) -> np.ndarray | None:
 
 
 def refuse_too_many(undecodable: list[str], allowed: int) -> None:
-    """Raises InputError when more pictures than `allowed` are undecodable."""
+    """Raise InputError if more than `allowed` images are undecodable."""
     if len(undecodable) > allowed:
         raise InputError(
-            f"more than {MAX_UNDECODABLE:.0%} of the pictures are undecodable, which"
-            f" on_error=skip does not accept; the last: {undecodable[-1]}"
+            f"more than {MAX_UNDECODABLE:.0%} of the images are undecodable, which"
+            f" on_error=skip does not allow; the last: {undecodable[-1]}"
         )
 
 
 def _serialized(pixels: np.ndarray, label: int, dataset: ml_collections.ConfigDict) -> bytes:
-    """The record: what tfds's own serialising of `features` gives, but for the order of fields.
+    """Return the record, as tfds serializes `features` except for the order of the fields.
 
-    That order is another one in each process, unless it is asked to be the same.
+    That order differs between processes unless `deterministic` is set.
     """
     image = pixels.tobytes()
     if dataset.encoding == "jpeg":
@@ -172,12 +175,12 @@ def _serialized(pixels: np.ndarray, label: int, dataset: ml_collections.ConfigDi
 
 
 def done(path: pathlib.Path) -> pathlib.Path:
-    """The file that says that the shard at `path` is finished, and what it holds."""
+    """Return the file that says that the shard at `path` is finished, and what it holds."""
     return path.with_name(path.name + ".done")
 
 
 def _save(shard: Shard) -> None:
-    with _named_when_whole(done(shard.path)) as scratch, scratch.open("wb") as file:
+    with _named_when_complete(done(shard.path)) as scratch, scratch.open("wb") as file:
         np.savez(
             file,
             pixels=shard.sums.pixels,
@@ -194,7 +197,7 @@ def _save(shard: Shard) -> None:
 
 
 def finished(path: pathlib.Path) -> Shard | None:
-    """The shard at `path`; None where it is still to be made, or by this machine's decoder anew."""
+    """Return the shard at `path`; None if it is unfinished or was made with other decoders."""
     try:
         with np.load(done(path), allow_pickle=False) as saved:
             shard = Shard(
@@ -208,14 +211,14 @@ def finished(path: pathlib.Path) -> Shard | None:
             )
             same = str(saved["made_with"]) == repr(MADE_WITH)
         return shard if same and path.stat().st_size == shard.file_bytes else None
-    except (OSError, ValueError, KeyError, EOFError):  # what NumPy says of what is no such file
+    except (OSError, ValueError, KeyError, EOFError):  # what NumPy raises for a damaged file
         return None
 
 
 @contextlib.contextmanager
-def _named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to, which becomes `path` once it is on the disk, unless an error comes."""
-    # Not a fixed name: another machine, or an orphan that is to die soon, may write the same shard.
+def _named_when_complete(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a path to write to, which is renamed to `path` once it is on the disk."""
+    # Not a fixed name: another machine, or a worker about to end, may be writing the same shard.
     scratch = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         yield scratch
@@ -226,7 +229,7 @@ def _named_when_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _disk(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What array_record says of a disk, a RuntimeError, as the OSError that it is."""
+    """Call array_record; raise OSError for what it raises for the disk, a RuntimeError."""
     try:
         return call(*arguments)
     except RuntimeError as error:

@@ -1,11 +1,12 @@
-"""Where pictures come from: a tfds name, a folder per class, or scikit-learn's digits.
+"""Sources of images: a tfds name, a folder per class, or scikit-learn's digits.
 
-`open_source(config.dataset)` gives a `Source` whatever the origin. `prepare.py` makes the stored
-data set from it and need not know where it came from.
+`open_source(config.dataset)` returns a `Source`, from which stored_set.py makes the stored data set
+in the same way for every origin.
 
 * 'folder': `path/train/<class>/*` and `path/val/<class>/*` (or `test/` if there is no `val/`).
-  Class names are the sorted folder names. Only files directly in a class folder count; what is
-  no picture by its extension (README, Thumbs.db, dot-files, sub-folders) is skipped and counted.
+  Class names are the sorted folder names. Only files directly in a class folder are read; what
+  is not an image by its extension (README, Thumbs.db, dot-files, subfolders) is skipped and
+  counted.
 * 'digits': 1797 digits of 8x8 pixels that come with scikit-learn; every fifth is 'val'.
 * anything else is the name of a tensorflow_datasets builder (sources_tfds.py).
 """
@@ -22,40 +23,37 @@ import ml_collections
 import numpy as np
 
 from alexnet_jax.errors import InputError
+from alexnet_jax.fields import expanded
 from alexnet_jax.prepare import sources_tfds
 from alexnet_jax.prepare.examples import Contents, Example, Source
 from alexnet_jax.prepare.images import EXTENSIONS
 
 
 def open_source(dataset: ml_collections.ConfigDict) -> Source:
-    """Finds the source that `config.dataset` names (`name`, `path`, `data_dir`).
+    """Return the source that `config.dataset` names (`name`, `path`, `data_dir`).
 
     Raises:
-      InputError: no such data set, or a folder without the layout above.
+      InputError: the data set does not exist, or the folder does not have the layout above.
     """
     if dataset.name == "folder":
         return _folder(dataset.path)
     if dataset.name == "digits":
         return Source("digits", "digits: sklearn.datasets.load_digits", 0, _digits)
-    return sources_tfds.source(dataset.name, pathlib.Path(dataset.data_dir).expanduser())
+    return sources_tfds.source(dataset.name, expanded("config.dataset.data_dir", dataset.data_dir))
 
 
-# --- a folder of pictures per class -----------------------------------------------------------
+# --- a folder of images per class -------------------------------------------------------------
 
 
 def _folder(path: str) -> Source:
-    root = pathlib.Path(path).expanduser()
+    root = expanded("config.dataset.path", path)
     if not root.is_dir():
         raise InputError(f"dataset.path {root} is not a folder: give one with train/ and val/")
     held_out = next((name for name in ("val", "test") if (root / name).is_dir()), None)
     if not (root / "train").is_dir():
-        raise InputError(
-            f"{root} has no train/: pictures belong in train/<class>/ and val/<class>/"
-        )
+        raise InputError(f"{root} has no train/: images belong in train/<class>/ and val/<class>/")
     if held_out is None:
-        raise InputError(
-            f"{root} has neither val/ nor test/: put held-out pictures in val/<class>/"
-        )
+        raise InputError(f"{root} has neither val/ nor test/: put held-out images in val/<class>/")
     try:
         listings = {"train": _list(root / "train"), "val": _list(root / held_out)}
     except OSError as error:
@@ -90,9 +88,9 @@ def _folder(path: str) -> Source:
 
 
 class _FolderSplit(Sequence[Example]):
-    """The files of some classes: their names alone, for there may be millions.
+    """The files of some classes: only their names, because there may be millions.
 
-    Each class is its label, its folder's name and the names of its files.
+    Each class is its label, the name of its folder and the names of its files.
     """
 
     def __init__(self, folder: pathlib.Path, classes: list[tuple[int, str, list[str]]]):
@@ -113,9 +111,9 @@ class _FolderSplit(Sequence[Example]):
                 if part:
                     parts.append((label, class_name, part))
             return _FolderSplit(self._folder, parts)
-        place = bisect.bisect_right(self._ends, index)
-        label, class_name, names = self._classes[place]
-        file = self._folder / class_name / names[index - self._ends[place]]
+        position = bisect.bisect_right(self._ends, index)
+        label, class_name, names = self._classes[position]
+        file = self._folder / class_name / names[index - self._ends[position]]
         return Example(file, label, str(file))
 
 
@@ -126,13 +124,13 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 class _Listing(NamedTuple):
     files: dict[str, list[tuple[str, int]]]  # class name -> sorted (file name, bytes)
-    num_others: int  # files and sub-folders that are no pictures
+    num_others: int  # files and subfolders that are not images
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of a file; None of what is none: a folder, a pipe, a device.
+    """Return the bytes of a file; None if it is not a file but a folder, a pipe or a device.
 
-    A link to nothing, or to itself, has -1: it is met again, by name, when it is decoded.
+    For a link to nothing or to itself return -1: decoding it will raise an error that names it.
     """
     try:
         if entry.is_file():
@@ -151,7 +149,7 @@ def _list(root: pathlib.Path) -> _Listing:
             continue
         if not folder.name.isprintable():
             raise InputError(
-                f"class folder {folder.path!r}: its name becomes the class's name; rename it to"
+                f"class folder {folder.path!r}: its name becomes the class name; rename it to"
                 " printable UTF-8"
             )
         files[folder.name] = []
@@ -163,9 +161,9 @@ def _list(root: pathlib.Path) -> _Listing:
             else:
                 num_others += 1
         if not files[folder.name]:
-            raise InputError(f"class folder {folder.path} has no pictures: add some or remove it")
+            raise InputError(f"class folder {folder.path} has no images: add some or remove it")
     if not files:
-        raise InputError(f"{root} has no class folders: pictures belong in {root}/<class>/")
+        raise InputError(f"{root} has no class folders: images belong in {root}/<class>/")
     return _Listing(files, num_others)
 
 
@@ -173,8 +171,8 @@ def _list(root: pathlib.Path) -> _Listing:
 
 
 def _digits() -> Contents:
-    """1438 train and 359 val digits of 8x8 grey pixels, 0..16 stretched to 0..255."""
-    from sklearn.datasets import load_digits  # half a second to import, for this source only
+    """Return 1438 train and 359 val digits of 8x8 grey pixels, scaled from 0..16 to 0..255."""
+    from sklearn.datasets import load_digits  # takes half a second to import
 
     bunch = load_digits()
     examples = [

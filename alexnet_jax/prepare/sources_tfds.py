@@ -1,9 +1,9 @@
-"""Pictures by the name of a tensorflow_datasets builder with an 'image' and a 'label'.
+"""Images by the name of a tensorflow_datasets builder with an 'image' and a 'label'.
 
-Training reads its 'train' split. 'val' is its 'validation' split, or 'test' where there is none;
-where there is neither, the last tenth of 'train' is held out, the same pictures each time, since
-tfds stores them in one shuffled order. Reading never needs TensorFlow; a few builders, imagenet2012
-and cifar10 among them, need it once, to prepare their originals.
+Training reads its 'train' split. 'val' is its 'validation' split, or else 'test'. A data set with
+neither holds out the last tenth of 'train', always the same images, because tfds stores them in one
+shuffled order. Reading never needs TensorFlow; a few builders, such as imagenet2012 and cifar10,
+need it once, to prepare their originals.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from alexnet_jax.errors import InputError
+from alexnet_jax.errors import InputError, limit_met
 from alexnet_jax.prepare.examples import Contents, Example, Source
 
 HELD_OUT = "10%"  # of a data set that has only a train split
-# What is downloaded by hand, all of it needed.
+# Files to download by hand; all of them are needed.
 ORIGINALS = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 
 
 def source(name: str, data_dir: pathlib.Path) -> Source:
-    """The data set `name`, whose original lies in `data_dir` or will.
+    """Return the data set `name`; its original is in `data_dir`, or will be downloaded there.
 
     Raises:
-      InputError: there is no such data set, or it is none of labelled pictures.
+      InputError: the data set does not exist, or it does not consist of labelled images.
     """
-    # Not tfds.builder's own lookup: for an unknown name that asks the network, through packages
-    # that are not installed. This list is local.
+    # Not tfds.builder's own lookup: for an unknown name it uses the network, through packages that
+    # are not installed. This list is local.
     known = tfds.list_builders(with_community_datasets=False)
     base = re.split("[/:]", name)[0]
     if base not in known:
@@ -43,7 +43,7 @@ def source(name: str, data_dir: pathlib.Path) -> Source:
         near = (near or difflib.get_close_matches(base, names, cutoff=0.5))[:5]
         raise InputError(
             f"unknown data set {name!r}: the nearest known names are {', '.join(near) or 'none'};"
-            " your own pictures are --config.dataset.name=folder, the embedded digits 'digits'"
+            " set --config.dataset.name=folder for your own images, digits for scikit-learn's"
         )
     with _explained(name, data_dir):
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
@@ -56,7 +56,7 @@ def source(name: str, data_dir: pathlib.Path) -> Source:
         or not isinstance(label, tfds.features.ClassLabel)
     ):
         raise InputError(
-            f"tfds data set {name!r} is no image classification set: it has {', '.join(columns)}"
+            f"tfds data set {name!r} is not for image classification: it has {', '.join(columns)}"
             " and needs an 'image' of integers and a class 'label'; choose another dataset.name"
         )
     full_name = builder.info.full_name
@@ -69,12 +69,12 @@ def _open(name: str, builder: Any, data_dir: pathlib.Path) -> Contents:
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     manual = data_dir / "downloads" / "manual"
     if by_hand and not builder.data_path.exists():
-        # Said before TensorFlow is asked for, which would be needed next; and before tfds makes a
-        # set of the half that is there.
+        # Checked before the next error, that TensorFlow is missing, and before tfds makes a set of
+        # only the files that exist.
         missing = [file for file in ORIGINALS.get(builder.name, ()) if not (manual / file).exists()]
         if missing or not any(manual.glob("*")):
             raise InputError(_by_hand(name, manual, by_hand, missing))
-    # tfds tries a dead address ten times, three and a half minutes in all; four times will do.
+    # By default tfds tries a dead address ten times, which takes three and a half minutes.
     downloader.MAX_RETRIES = 3
     with _explained(name, data_dir, by_hand):
         builder.download_and_prepare(file_format="array_record")
@@ -94,7 +94,7 @@ def _open(name: str, builder: Any, data_dir: pathlib.Path) -> Contents:
             split: _Split(name, directory, part, range(len(_records(directory, part))))
             for split, part in originals.items()
         }
-        # Only now: some builders, such as cifar10, learn their class names from what they download.
+        # Only now: some builders, such as cifar10, read their class names from what they download.
         return Contents(tuple(builder.info.features["label"].names), splits)
 
 
@@ -105,9 +105,9 @@ def _records(data_dir: str, split: str) -> Any:
 
 
 class _Split(Sequence[Example]):
-    """The encoded pictures at `indices` of one split of a prepared tfds data set.
+    """The encoded images at `indices` of one split of a prepared tfds data set.
 
-    It holds no open file, so that a process can be sent it.
+    It holds no open file, so that it can be sent to another process.
     """
 
     def __init__(self, name: str, data_dir: str, split: str, indices: range):
@@ -123,16 +123,14 @@ class _Split(Sequence[Example]):
         try:
             record = _records(self._data_dir, self._split)[self._indices[index]]
         except Exception as error:
-            raise InputError(
-                f"{name} cannot be read ({_line(error)}):"
-                " delete the tfds original so that it is prepared anew"
-            ) from error
+            remedy = limit_met(error) or "delete the tfds original to prepare it again"
+            raise InputError(f"{name} cannot be read ({_line(error)}): {remedy}") from error
         return Example(record["image"], int(record["label"]), name)
 
 
 @contextlib.contextmanager
 def _explained(name: str, data_dir: pathlib.Path, by_hand: str | None = None) -> Iterator[None]:
-    """Turns whatever tfds raises into one line with a remedy; keeps its chatter off stdout."""
+    """Turn what tfds raises into one line with a remedy, and keep its output off stdout."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
@@ -175,7 +173,7 @@ def _explained(name: str, data_dir: pathlib.Path, by_hand: str | None = None) ->
 def _by_hand(
     name: str, manual: pathlib.Path, instructions: str, missing: Sequence[str] = ()
 ) -> str:
-    lacking = f" ({' and '.join(missing)} not there)" if missing else ""
+    lacking = f" ({' and '.join(missing)} missing)" if missing else ""
     return (
         f"{name!r} must be downloaded by hand into {manual}{lacking}:"
         f" {' '.join(instructions.split())}"
@@ -183,6 +181,6 @@ def _by_hand(
 
 
 def _line(error: BaseException) -> str:
-    """The error as one line of bounded length."""
+    """Return the error as one line of bounded length."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else text[:300] + " ..."

@@ -1,8 +1,8 @@
-"""Shards made by several processes at a time, each asking for the next one when it is done.
+"""Several processes that make shards, each taking the next one when it has finished one.
 
-Processes and not threads: what a picture needs of Python's lock would keep many cores waiting. Each
-holds no more than one picture and one shard's sums, so that memory does not grow with the data set.
-A worker that dies ends the whole with its reason; workers whose parent dies end by themselves.
+Processes and not threads, which would wait for Python's lock on many cores. Each process holds at
+most one image and the sums of one shard, so that memory does not grow with the data set. If a
+worker dies, preparing ends with its reason; workers end by themselves if their parent dies.
 """
 
 import itertools
@@ -23,15 +23,15 @@ from alexnet_jax.prepare.shards import Job, make_shard
 def make_shards(
     jobs: Sequence[Job], processes: int, report: Callable[[int], Any]
 ) -> Iterator[list[str]]:
-    """Makes the shards; yields for each, when it is finished, the pictures left out of it.
+    """Make the shards; yield the skipped images of each as soon as it is finished.
 
     Args:
       jobs: the shards to make.
-      processes: number of processes; 1 is this one.
-      report: called with a number of pictures that are done, in this process.
+      processes: number of processes; with 1 this process makes them.
+      report: called in this process with the number of images done since the last call.
 
     Raises:
-      InputError, OSError: as make_shard; InputError too where a worker dies.
+      InputError, OSError: like make_shard; InputError also if a worker dies.
     """
     if processes == 1:
         for job in jobs:
@@ -52,7 +52,7 @@ def make_shards(
         for job in itertools.islice(waiting, processes):
             ours, theirs = multiprocessing.Pipe()
             workers[ours] = _start(theirs)
-            theirs.close()  # so that the end of its only holder is the end of the connection
+            theirs.close()  # so that the connection ends with the worker, which alone holds it
             give(ours, job)
         while busy:
             ready: list[Any] = multiprocessing.connection.wait(list(busy))
@@ -78,33 +78,33 @@ def make_shards(
 
 
 def _start(connection: Any) -> subprocess.Popen:
-    # Not multiprocessing's own ways: a fork would copy the locks of JAX's threads in whatever state
-    # they are, and a spawn would run the caller's script again, up to where it prepares.
+    # Not through multiprocessing: a fork would copy the locks of JAX's threads in any state, and a
+    # spawn would run the caller's script again, up to where it prepares.
     number = connection.fileno()
     return subprocess.Popen(
         [sys.executable, "-c", f"from alexnet_jax.prepare.workers import work; work({number})"],
         pass_fds=[number],
         stdin=subprocess.DEVNULL,
-        process_group=0,  # Ctrl-C is for the parent, which ends its workers
+        process_group=0,  # Ctrl-C goes to the parent, which ends its workers
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
 
 
 def _death(worker: subprocess.Popen, job: Job) -> str:
     try:
-        code = worker.wait(timeout=10)  # it has closed its connection: the code comes at once
+        code = worker.wait(timeout=10)  # it has closed its connection: it is ending
     except subprocess.TimeoutExpired:
-        return f"the process that made {job.path.name} hangs; the same command goes on"
+        return f"the process that made {job.path.name} hangs; the same command continues"
     if code == -signal.SIGKILL:
-        how = "was killed, as the system does when memory is short"
+        how = "was killed, as the system does when it is out of memory"
     else:
         how = f"ended with exit code {code}"
-    return f"the process that made {job.path.name} {how}; the same command goes on"
+    return f"the process that made {job.path.name} {how}; the same command continues"
 
 
 def work(number: int) -> None:
-    """Makes shards for the parent at the other end of descriptor `number`, until it ends."""
-    for each in SIGNALS:  # a stop is for the parent, which ends its workers
+    """Make shards for the parent at the other end of descriptor `number`, until it ends."""
+    for each in SIGNALS:  # the parent handles them and ends its workers
         signal.signal(each, signal.SIG_IGN)
     connection: Any = multiprocessing.connection.Connection(number)
     try:
@@ -117,4 +117,4 @@ def work(number: int) -> None:
             except Exception as error:
                 connection.send(error)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is no more
+        return  # the parent has ended

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.errors import InputError, NotFinite
-from alexnet_jax.host import regular
+from alexnet_jax.errors import InputError, NotFinite, limit_met
+from alexnet_jax.host import open_lock, regular
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import checkpoint, quarantine
 from alexnet_jax.rundir.record import RunRecord
@@ -78,7 +78,8 @@ def rewinds(workdir: pathlib.Path) -> int:
     try:
         return int(json.loads(regular(path).read_text())) if path.exists() else 0
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path} is not the number of rewinds ({error}); correct it") from error
+        remedy = limit_met(error) or "correct it"
+        raise InputError(f"{path} is not the number of rewinds ({error}); {remedy}") from error
 
 
 def note_rewinds(workdir: pathlib.Path, number: int) -> None:
@@ -187,7 +188,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
     while True:
-        file = opened.enter_context(path.open("a+"))
+        file = opened.enter_context(open_lock(path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -203,7 +204,7 @@ def _lock(path: pathlib.Path, opened: contextlib.ExitStack) -> TextIO:
                 raise
             print(f"warning: the file system of {path.parent} has no locks", file=sys.stderr)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
                 return file
         # Its holder has removed it meanwhile, and the lock is of no file.
 

@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 
 from alexnet_jax.errors import InputError
-from experiments import command_line, trial_records, trials
+from experiments import command_line
 from experiments.paper.ablated_configs import Differences, ablations
 from experiments.reports.curves import COLOURS
+from experiments.runs import trial_records, trials
 
 METRICS = ("ten_crop_top1_error", "ten_crop_top5_error")
 # What the paper says a part is worth: points of top-1 and top-5 error, or words.

@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from experiments import command_line, trial_records, trials
+from experiments import command_line
 from experiments.reports import metrics
 from experiments.reports.curves import COLOURS
+from experiments.runs import trial_records, trials
 
 # The published error, and which of ours is measured in the same way: on the whole picture, or as
 # the mean of nine crops.

@@ -30,9 +30,10 @@ import numpy as np
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import LAST_GOOD
-from experiments import command_line, trial_records, trials
+from experiments import command_line
 from experiments.reports import metrics
 from experiments.reports.curves import COLOURS
+from experiments.runs import trial_records, trials
 
 RECIPE = ROOT / "configs/figure1.py"
 ACTIVATIONS = ("relu", "tanh")

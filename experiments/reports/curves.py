@@ -26,8 +26,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import whole_files
-from experiments import command_line, run_directories
+from experiments import command_line
 from experiments.reports import metrics
+from experiments.runs import run_directories
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
 MARKERS = "osD^"  # after six runs the colours come again with the next marker

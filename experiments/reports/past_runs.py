@@ -10,8 +10,8 @@ import numpy as np
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import checkpoint, rewinds
-from experiments import run_directories
 from experiments.reports import metrics
+from experiments.runs import run_directories
 
 
 class Run(NamedTuple):

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from alexnet_jax.host import whole_files
-from experiments import command_line, run_directories
+from experiments import command_line
 from experiments.reports.curves import averaged, plot
 from experiments.reports.filters import plot_filters
 from experiments.reports.past_runs import Run, read
 from experiments.reports.report_tables import groups_table, runs_table, text
+from experiments.runs import run_directories
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #111; margin: 2em auto; max-width: 1180px;

@@ -8,7 +8,7 @@ from typing import Any
 
 from alexnet_jax.errors import printable
 from experiments.reports.past_runs import Run
-from experiments.trial_records import spread, written
+from experiments.runs.trial_records import spread, written
 
 COLUMNS = 6  # with more fields that differ, they have a table of their own
 APART = ("seed", "dataset.data_dir")  # in which the runs of a group may differ

@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from alexnet_jax.errors import InputError
-from experiments import command_line, trial_records
+from experiments import command_line
+from experiments.runs import trial_records
 
 RESULTS = "experiments/results"
 PAGE = "docs/results.md"

@@ -31,12 +31,13 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import CHANGEABLE, nearest
+from alexnet_jax.fields import CHANGEABLE, expanded, nearest
 from alexnet_jax.host import StopRequest, as_interrupts
 from experiments.sweeps import sweep_report
 from experiments.sweeps import sweep_space
 from experiments.sweeps import sweep_worker
-from experiments import command_line, same_pictures
+from experiments import command_line
+from experiments.runs import same_images
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"
@@ -151,8 +152,8 @@ def _begun(
         "pictures": None,
     }
     if config.dataset.name == "folder" and not swept.keys() & {"dataset.name", "dataset.path"}:
-        folder = pathlib.Path(config.dataset.path).expanduser()
-        mine["pictures"] = same_pictures.fingerprint(folder)  # which may lie elsewhere there
+        folder = expanded("config.dataset.path", config.dataset.path)
+        mine["pictures"] = same_images.fingerprint(folder)  # which may lie elsewhere there
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} is the directory of a run; take another --workdir")
     storage = _storage(arguments.storage) if mine["storage"] else None
@@ -241,7 +242,7 @@ def _storage_name(given: str | None, workdir: pathlib.Path) -> str | None:
 
 
 def _from(workdir: pathlib.Path, path: str) -> str:
-    return os.path.relpath(pathlib.Path(path).expanduser().resolve(), workdir.resolve())
+    return os.path.relpath(expanded("--storage", path).resolve(), workdir.resolve())
 
 
 def _storage(given: str) -> BaseStorage:
@@ -255,7 +256,7 @@ def _storage(given: str) -> BaseStorage:
                     continue
                 said = str(error.__cause__ or error).splitlines()[0]
                 raise InputError(f"--storage: the database cannot be opened ({said})") from None
-    path = pathlib.Path(given).expanduser()
+    path = expanded("--storage", given)
     if not path.absolute().parent.is_dir():
         raise InputError(f"--storage={path}: there is no directory {path.parent}")
     try:

@@ -26,7 +26,8 @@ from alexnet_jax.host import Stop
 from alexnet_jax.rundir import locked
 from experiments.sweeps import sweep_report
 from experiments.sweeps import sweep_space
-from experiments import command_line, run_process
+from experiments import command_line
+from experiments.runs import run_process
 
 FAILURES = 3  # in a row, before a first step: then it is no trial's fault
 WAIT = 1.0  # seconds between looks for trials that other workers have left

@@ -1,4 +1,4 @@
-"""Batches: pure functions of (seed, step), every example once an epoch, on any processes."""
+"""Batches: pure functions of (seed, step), every example once per epoch, on any processes."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ TRAIN, VAL, SIZE = 22, 10, 6
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Prepares 22 and 10 pictures whose every pixel is the picture's number."""
+    """Return a function that prepares 22 and 10 images; all pixels of image i have the value i."""
     root = tmp_path_factory.mktemp("numbers")
     for split, numbers in (("train", range(TRAIN)), ("val", range(100, 100 + VAL))):
         for i in numbers:
@@ -56,12 +56,12 @@ def take(batches, number):
 
 
 def numbers(batch):
-    """Which pictures a batch holds."""
+    """Return which images a batch holds."""
     return batch["image"][:, 0, 0, 0].tolist()
 
 
 def stream(dataset, seed, length, **options):
-    """The first pictures of training, as numbers."""
+    """Return the first images of training, as numbers."""
     steps = -(-length // 8)
     batches = take(train_batches(dataset, seed=seed, batch_size=8, **options), steps)
     return [n for batch in batches for n in numbers(batch)][:length]
@@ -82,7 +82,7 @@ def test_dataset_says_what_was_prepared(dataset):
     np.testing.assert_allclose(dataset.eigenvalues, [0, 0, 3 * np.var(range(TRAIN))], atol=1e-9)
 
 
-def test_batches_hold_the_pictures_and_their_labels(dataset):
+def test_batches_hold_the_images_and_their_labels(dataset):
     for batch in take(train_batches(dataset, seed=0, batch_size=8), 5):
         assert (batch["image"].shape, batch["image"].dtype) == ((8, SIZE, SIZE, 3), np.uint8)
         assert (batch["label"].shape, batch["label"].dtype) == ((8,), np.int32)
@@ -97,9 +97,9 @@ def test_any_step_is_reached_directly(dataset):
         assert_same(first, batches[step])
 
 
-def test_a_far_step_is_as_quick_as_the_first(dataset):
+def test_a_far_step_is_as_fast_as_the_first(dataset):
     batch = next(train_batches(dataset, seed=0, batch_size=8, start_step=10**12))
-    assert len(set(numbers(batch))) >= 4  # at most two epochs meet in it
+    assert len(set(numbers(batch))) >= 4  # it spans at most two epochs
 
 
 def test_number_of_threads_changes_nothing(dataset):
@@ -143,10 +143,10 @@ def test_memory_does_not_grow_with_the_number_of_batches(dataset, monkeypatch):
     monkeypatch.setattr(buffers, "_aligned", lambda size: made.append(size) or aligned(size))
     for _ in zip(range(60), train_batches(dataset, seed=0, batch_size=8), strict=False):
         pass
-    assert len(made) <= 5  # the caller's, one that it gets, and those under way
+    assert len(made) <= 5  # the caller's, one that it gets, and those that are being decoded
 
 
-def test_batches_that_are_kept_stay_as_they_are(dataset):
+def test_batches_that_are_kept_do_not_change(dataset):
     batches = take(train_batches(dataset, seed=0, batch_size=8), 40)
     for step, batch in enumerate(batches):
         if step % 7 == 0:
@@ -154,7 +154,7 @@ def test_batches_that_are_kept_stay_as_they_are(dataset):
             assert_same(again, batch)
 
 
-def test_each_batch_is_on_its_way_before_the_one_before_is_used():
+def test_each_batch_is_being_copied_before_the_previous_one_is_used():
     asked = []
 
     def batches():
@@ -193,7 +193,7 @@ def test_evaluation_processes_together_hold_the_batches_of_one(dataset):
         assert_same({key: np.concatenate([part[key] for part in parts]) for key in batch}, batch)
 
 
-def test_training_pictures_can_be_evaluated_too(dataset):
+def test_training_images_can_be_evaluated_too(dataset):
     batches = eval_batches(dataset, batch_size=7, split="train")
     assert sum(int(batch["mask"].sum()) for batch in batches) == TRAIN
 
@@ -225,8 +225,10 @@ def whole(make, tmp_path):
     return make(tmp_path)
 
 
-def test_directory_that_is_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"nothing is no whole prepared data set .*remove it"):
+def test_a_directory_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"nothing is not a complete prepared data set .*remove it"
+    ):
         open_dataset(tmp_path / "nothing")
 
 
@@ -244,7 +246,7 @@ def test_other_format_version_is_refused(whole):
 def test_set_with_a_damaged_file_is_refused(whole, name, damage):
     file = shard(whole, "val") if name == "shard" else whole / name
     file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"no whole prepared data set .*remove it"):
+    with pytest.raises(InputError, match=r"not a complete prepared data set .*remove it"):
         open_dataset(whole)
 
 
@@ -280,7 +282,7 @@ def test_tensorflow_is_not_imported(whole):
 TWO_PROCESSES = """
 import itertools, sys, jax, numpy as np
 from alexnet_jax import data
-from alexnet_jax.data.prefetch import to_devices
+from alexnet_jax.data import to_devices
 address, process, path = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("batch",))

@@ -1,4 +1,4 @@
-"""Memory used again: only when nobody can see it any more."""
+"""Recycled memory: only when nothing refers to it any more."""
 
 import gc
 
@@ -18,7 +18,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_that_was_let_go_of_is_used_again(source):
+def test_released_memory_is_recycled(source):
     first = source.array()
     where = address(first)
     del first
@@ -26,7 +26,7 @@ def test_memory_that_was_let_go_of_is_used_again(source):
 
 
 @pytest.mark.parametrize("keep", [lambda a: a[1:], lambda a: a.reshape(2, 2, 8, 8, 3), memoryview])
-def test_memory_that_somebody_sees_is_not_used_again(source, keep):
+def test_memory_that_a_view_refers_to_is_not_recycled(source, keep):
     first = source.array()
     first[:] = 7
     kept = keep(first)
@@ -37,8 +37,8 @@ def test_memory_that_somebody_sees_is_not_used_again(source, keep):
     assert (np.asarray(kept) == 7).all()
 
 
-def test_memory_under_a_device_array_is_not_used_again(source):
-    """A CPU device uses it in place, a batch that is still being computed on as well."""
+def test_memory_under_a_device_array_is_not_recycled(source):
+    """A CPU device uses it in place, also while a computation still reads it."""
     step = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda i, y: y * 1, x.astype(np.int32)))
     kept, results = [], []
     for value in range(20):

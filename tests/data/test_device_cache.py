@@ -1,4 +1,4 @@
-"""A training set in the memory of the devices gives the batches that reading it gives."""
+"""A training set in the memory of the devices gives the same batches as reading it."""
 
 import jax
 import numpy as np
@@ -13,9 +13,9 @@ from tests import runs
 
 @pytest.mark.parametrize("sharding", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
 def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_path, sharding):
-    """On eight devices, which do not divide the 1,438 digits; over the end of an epoch.
+    """On eight devices, which do not divide the 1,438 digits, and past the end of an epoch.
 
-    With pmap the run begins without the cache, and changes to it when it is continued.
+    With pmap the run starts without the cache and is resumed with it.
     """
     config.parallel, config.model.groups = sharding, 2
     config.batch_size, config.num_steps = 360, 6

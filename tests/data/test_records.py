@@ -1,4 +1,4 @@
-"""Damage: a truncated shard, a flipped byte, a record that is no picture; and no hang, ever."""
+"""Damage: a truncated shard, a flipped byte, a record that is not an image; and never a hang."""
 
 import json
 import pathlib
@@ -21,12 +21,12 @@ from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
 TRAIN, VAL, SIZE = 220, 110, 16
-IN_A_SHARD = 11
+IMAGES_PER_SHARD = 11
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """220 and 110 pictures whose every pixel is the picture's number, in order."""
+    """Return a folder of 220 and 110 images; all pixels of image i have the value i."""
     root = tmp_path_factory.mktemp("numbers")
     for split, number in (("train", TRAIN), ("val", VAL)):
         (root / split / "only").mkdir(parents=True)
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def make(folder, tmp_path, monkeypatch):
-    def prepared(encoding="raw", pictures_in_a_shard=IN_A_SHARD):
-        monkeypatch.setattr(stored_set, "SHARD_BYTES", pictures_in_a_shard * 3 * SIZE**2)
+    def prepared(encoding="raw", images_per_shard=IMAGES_PER_SHARD):
+        monkeypatch.setattr(stored_set, "SHARD_BYTES", images_per_shard * 3 * SIZE**2)
         fields = {"name": "folder", "path": str(folder), "data_dir": str(tmp_path)}
         fields |= {"image_size": SIZE, "encoding": encoding, "jpeg_quality": 95}
         return prepare(ml_collections.ConfigDict(fields | {"on_error": "raise"}))
@@ -58,11 +58,11 @@ def flip(file, position):
 
 
 def damage(file, index):
-    """Replaces a record by one that ArrayRecord accepts and that holds no picture."""
+    """Replace a record by one that ArrayRecord accepts and that does not hold an image."""
     reader = ArrayRecordReader(str(file))
     records = reader.read_all()
     reader.close()
-    records[index] = records[index][:20] + b"no picture"
+    records[index] = records[index][:20] + b"not an image"
     writer = ArrayRecordWriter(str(file), shards.RECORD_OPTIONS)
     for record in records:
         writer.write(record)
@@ -70,7 +70,7 @@ def damage(file, index):
 
 
 def epoch(dataset, *, batch_size=10, process_count=1, **options):
-    """One training epoch of pictures as numbers, in the order of the global batches."""
+    """Return the images of one training epoch, as numbers, in the order of the global batches."""
     shares = [
         train_batches(
             dataset,
@@ -87,7 +87,7 @@ def epoch(dataset, *, batch_size=10, process_count=1, **options):
 
 
 def test_a_flipped_byte_anywhere_is_named_or_changes_nothing(make):
-    path = make(pictures_in_a_shard=TRAIN)
+    path = make(images_per_shard=TRAIN)
     file = shard(path, 0)
     whole, records = file.read_bytes(), open_dataset(path).records["train"]
     image = np.empty((SIZE, SIZE, 3), np.uint8)
@@ -107,7 +107,7 @@ def test_a_flipped_byte_anywhere_is_named_or_changes_nothing(make):
     assert records.read(3, image) == 0
 
 
-def test_a_record_that_is_no_picture_is_named_with_the_remedy(make):
+def test_a_record_that_is_not_an_image_is_named_with_the_remedy(make):
     path = make()
     damage(shard(path, 4), 7)
     with pytest.raises(InputError) as caught:
@@ -123,7 +123,7 @@ def test_a_jpeg_that_decodes_with_a_warning_is_damage(make, tmp_path):
     [record] = reader.read([0])
     end = record.rindex(b"\xff\xd9")
     writer = ArrayRecordWriter(str(tmp_path / "broken"), shards.RECORD_OPTIONS)
-    writer.write(record[: end - 4] + b"\xff\xd9" * 3)  # as long as before, its picture is not
+    writer.write(record[: end - 4] + b"\xff\xd9" * 3)  # as long as before, but its image is not
     writer.close()
     records = Records([(tmp_path / "broken", 1)], SIZE, jpeg=True)
     with pytest.raises(InputError, match=r"record 0 of .*broken cannot be read"):
@@ -170,7 +170,7 @@ def test_more_than_one_percent_damaged_is_refused(make):
 
 
 def test_a_lost_shard_is_skipped_where_it_is_less_than_one_percent(make):
-    path = make(pictures_in_a_shard=1)
+    path = make(images_per_shard=1)
     shard(path, 100).write_bytes(b"")
     shard(path, 150).unlink()
     dataset = open_dataset(path, "skip")
@@ -193,7 +193,7 @@ def test_damage_ends_the_iteration_and_its_threads(make):
             assert not thread.is_alive()
 
 
-def test_a_thread_that_dies_of_anything_ends_the_iteration(make, monkeypatch):
+def test_any_exception_in_a_thread_ends_the_iteration(make, monkeypatch):
     dataset = open_dataset(make())
 
     def die(index, image):
@@ -207,11 +207,11 @@ def test_a_thread_that_dies_of_anything_ends_the_iteration(make, monkeypatch):
 def test_damaged_statistics_are_refused(make):
     path = make()
     flip(path / "mean_image.npy", 500)
-    with pytest.raises(InputError, match=r"mean_image\.npy has not its checksum"):
+    with pytest.raises(InputError, match=r"mean_image\.npy does not match its checksum"):
         open_dataset(pathlib.Path(path))
 
 
-def test_a_run_that_damage_ended_goes_on_with_skip_and_says_what_it_skipped(
+def test_a_run_that_damage_stopped_resumes_with_skip_and_says_what_it_skipped(
     config, data_dir, tmp_path
 ):
     shutil.copytree(data_dir, tmp_path / "data")

@@ -12,9 +12,10 @@ import pytest
 from alexnet_jax import AlexNet, InputError
 from alexnet_jax import config as config_lib
 from alexnet_jax.layers import walk
-from experiments import command_line, run_process, trial_records, trials
+from experiments import command_line
 from experiments.paper import ablated_configs, ablations, cifar10, figure1
 from experiments.reports import metrics
+from experiments.runs import run_process, trial_records, trials
 from tests import runs
 
 RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")

@@ -11,9 +11,10 @@ from alexnet_jax import InputError, data
 from alexnet_jax import config as config_lib
 from alexnet_jax.prepare import prepare
 from alexnet_jax.rundir import LAST_GOOD, checkpoint, locked, resume
-from experiments import command_line, run_process, trial_records, trials
+from experiments import command_line
 from experiments.paper import cifar10, figure1
 from experiments.reports import metrics
+from experiments.runs import run_process, trial_records, trials
 from tests import runs
 from tests.experiments.test_experiments import main, read, recipe
 

@@ -17,7 +17,8 @@ import pytest
 from optuna.trial import TrialState
 
 from alexnet_jax import config as config_lib
-from experiments import command_line, run_process
+from experiments import command_line
+from experiments.runs import run_process
 from experiments.sweeps import sweep, sweep_report, sweep_space, sweep_worker
 from tests import runs
 
@@ -309,7 +310,7 @@ def test_the_run_of_a_killed_worker_stops_and_another_worker_finishes_the_trial(
         *("--sampler=random", "--sweep.learning_rate=uniform:0.6,0.9"),
         "--config.model.dropout=0.5",
     ]
-    code = "import pathlib, sys; from experiments import run_process"
+    code = "import pathlib, sys; from experiments.runs import run_process"
     code += "; from experiments.sweeps import sweep"
     code += f"; run_process.ROOT = pathlib.Path({str(fake_run)!r}); sweep.main(sys.argv)"
     worker = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=runs.ROOT)

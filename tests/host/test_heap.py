@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import command_line
 from alexnet_jax.host import heap
-from experiments import run_process
+from experiments.runs import run_process
 from tests.runs import ROOT, TINY
 
 # The most page faults of three 64 MB blocks after a first, each taken by a thread of its own: XLA

@@ -1,4 +1,4 @@
-"""Profiling: what is timed is the network, a trace is written, and no run is disturbed."""
+"""Profiling: the timed parts are the network, a trace is written, and no run is changed."""
 
 import json
 
@@ -13,8 +13,8 @@ from configs import alexnet_2012_code
 from tests.agreement import agree
 
 
-def test_the_parts_one_after_the_other_are_the_network(config, monkeypatch):
-    """Forward, and the gradient of the first layer, with all stages there are; see the recipe."""
+def test_the_parts_in_sequence_are_the_network(config, monkeypatch):
+    """Forward, and the gradient of the first layer, with every kind of stage; see the recipe."""
     config.model = alexnet_2012_code.get_config().model
     config.model.features, config.model.hidden = (8, 8, 8, 8, 8), (16, 16)
     config.model.num_classes = 10
@@ -55,7 +55,7 @@ def test_the_parts_one_after_the_other_are_the_network(config, monkeypatch):
     ("parallel", "accumulate_steps", "cache"),
     [("pmap", 2, "device"), pytest.param("split", 1, "none", marks=pytest.mark.slow)],
 )
-def test_profiling_writes_a_trace_and_tables_and_refuses_a_run_directory(
+def test_it_writes_a_trace_and_tables_and_does_not_change_runs(
     config, tmp_path, parallel, accumulate_steps, cache
 ):
     workdir = tmp_path / "profile"
@@ -79,6 +79,6 @@ def test_profiling_writes_a_trace_and_tables_and_refuses_a_run_directory(
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a run; take another for --mode=profile"):
+    with pytest.raises(InputError, match="holds a run; give another directory for --mode=profile"):
         profile(config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

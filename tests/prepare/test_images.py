@@ -1,4 +1,4 @@
-"""Every kind of picture, as it is decoded."""
+"""How every kind of image is decoded."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def saved(tmp_path, image, name, **options):
     return tmp_path / name
 
 
-def test_a_picture_of_the_stored_size_is_kept_pixel_for_pixel(tmp_path):
+def test_an_image_of_the_stored_size_is_kept_pixel_for_pixel(tmp_path):
     pixels = noise(8, 8, 3)
     np.testing.assert_array_equal(load_image(pixels, 8), pixels)
     path = saved(tmp_path, Image.fromarray(pixels), "a.png")
@@ -50,7 +50,7 @@ def test_shrinking_antialiases(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (3, 5)])
-def test_tiny_and_thin_pictures_are_enlarged(shape):
+def test_tiny_and_thin_images_are_enlarged(shape):
     pixels = np.full((*shape, 3), (10, 200, 90), np.uint8)
     np.testing.assert_array_equal(load_image(pixels, 16), np.full((16, 16, 3), (10, 200, 90)))
 
@@ -85,7 +85,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_over_white(tmp_path, mode):
+def test_transparent_pixels_become_white(tmp_path, mode):
     image = Image.fromarray(noise(8, 8, 3)).convert(mode)
     image.putalpha(Image.fromarray(np.repeat([[0, 255]], 8, 0).repeat(4, 1).astype(np.uint8)))
     result = load_image(saved(tmp_path, image, "a.png"), 8)
@@ -93,14 +93,14 @@ def test_transparency_is_laid_over_white(tmp_path, mode):
     np.testing.assert_array_equal(result[:, 4:], np.asarray(image.convert("RGB"))[:, 4:])
 
 
-def test_half_transparency_is_blended(tmp_path):
+def test_half_transparency_is_blended_with_white(tmp_path):
     image = Image.new("RGBA", (4, 4), (0, 100, 200, 128))
     result = load_image(saved(tmp_path, image, "a.png"), 4)
     assert np.abs(result[0, 0].astype(int) - (127, 177, 227)).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif"])
-def test_transparent_palette_is_laid_over_white(tmp_path, name):
+def test_transparent_palette_colour_becomes_white(tmp_path, name):
     image = Image.fromarray(np.array([[0, 1]] * 2, np.uint8)).convert("P")
     image.putpalette([9, 8, 7, 30, 20, 10])
     result = load_image(saved(tmp_path, image, name, transparency=0), 2)
@@ -118,7 +118,7 @@ def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:8] = 255  # the upper half is white
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the upper half goes to the right
+    exif[0x0112] = 6  # rotate clockwise: the upper half moves to the right
     path = saved(tmp_path, Image.fromarray(pixels), "a.jpg", exif=exif, quality=95)
     result = load_image(path, 16)
     assert result[:, 12:].min() > 245
@@ -126,14 +126,14 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's
-def test_broken_exif_does_not_spoil_a_good_picture(tmp_path):
+def test_broken_exif_does_not_prevent_decoding_a_good_image(tmp_path):
     image = Image.new("RGB", (8, 8), (50, 60, 70))
     path = saved(tmp_path, image, "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
     assert np.abs(load_image(path, 8).astype(int) - (50, 60, 70)).max() <= 3
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_first_frame_of_an_animation_counts(tmp_path, name):
+def test_first_frame_of_an_animation_is_used(tmp_path, name):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("#f00", "#0f0", "#00f")]
     options = {"lossless": True} if name == "a.webp" else {}
     path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **options)
@@ -141,7 +141,7 @@ def test_first_frame_of_an_animation_counts(tmp_path, name):
     np.testing.assert_array_equal(load_image(path, 4)[0, 0], (255, 0, 0))
 
 
-def bad_pictures():
+def bad_images():
     whole = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(whole, "JPEG")
     png = io.BytesIO()
@@ -152,40 +152,40 @@ def bad_pictures():
     return {
         "truncated.jpg": whole.getvalue()[:2000],
         "truncated.png": png.getvalue()[:2000],
-        "text.jpg": b"this is not a picture",
+        "text.jpg": b"this is not an image",
         "empty.png": b"",
         "bomb.ppm": bomb,
         "floats.tif": floats.getvalue(),
     }
 
 
-@pytest.mark.parametrize("name", bad_pictures())
-def test_undecodable_picture_is_refused_by_name(tmp_path, name):
-    (tmp_path / name).write_bytes(bad_pictures()[name])
+@pytest.mark.parametrize("name", bad_images())
+def test_undecodable_image_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_bytes(bad_images()[name])
     with pytest.raises(InputError, match=name) as caught:
         load_image(tmp_path / name, 8)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_picture_is_refused_by_name(tmp_path):
+def test_missing_image_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jpg .*No such file"):
         load_image(tmp_path / "gone.jpg", 8)
 
 
-@pytest.mark.parametrize("given", ["path", "bytes", "file"])
-def test_postscript_starts_no_program_whatever_its_name(tmp_path, given, monkeypatch):
+@pytest.mark.parametrize("kind", ["path", "bytes", "file"])
+def test_postscript_starts_no_program_whatever_its_name(tmp_path, kind, monkeypatch):
     started = tmp_path / "started"
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # where Pillow keeps what it has found
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # where Pillow caches what it has found
     path = tmp_path / "x.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     content = path.read_bytes()
-    picture = {"path": path, "bytes": content, "file": io.BytesIO(content)}[given]
+    given = {"path": path, "bytes": content, "file": io.BytesIO(content)}[kind]
     with pytest.raises(InputError, match="cannot be decoded"):
-        load_image(picture, 8)
+        load_image(given, 8)
     assert not started.exists()
 
 

@@ -1,9 +1,10 @@
-"""Preparing: what a set holds, what is left out, and what is refused."""
+"""Preparing: what a set holds, what is skipped, and what is refused."""
 
 import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zlib
 
@@ -18,7 +19,7 @@ from tests.agreement import agree
 from tests.prepared import config, contents, left_behind, make_folder, noise, stored
 
 
-def test_prepared_set_is_read_by_tfds_alone(tmp_path, folder):
+def test_prepared_set_is_read_by_tfds_without_our_code(tmp_path, folder):
     directory = prepare(config(tmp_path, path=folder))
     train, val = stored(directory), stored(directory, "val")
     assert [example["label"] for example in train] == [0, 0, 0, 1, 1, 1]
@@ -30,7 +31,7 @@ def test_prepared_set_is_read_by_tfds_alone(tmp_path, folder):
     assert builder.info.features["label"].names == ["cat", "dog"]
 
 
-def test_jpeg_encoding_stores_jpeg_of_the_quality_asked_for(tmp_path, folder):
+def test_jpeg_encoding_stores_jpeg_of_the_given_quality(tmp_path, folder):
     sizes = {}
     for quality in (30, 95):
         fields = {"encoding": "jpeg", "jpeg_quality": quality, "image_size": 32}
@@ -64,7 +65,7 @@ def test_directory_is_made_once(tmp_path, folder, monkeypatch):
     assert directory.parent == tmp_path / "alexnet_jax"
 
 
-def test_a_changed_folder_or_setting_is_prepared_anew(tmp_path, folder):
+def test_a_changed_folder_or_setting_is_prepared_again(tmp_path, folder):
     made = {prepare(config(tmp_path, path=folder))}
     made.add(prepare(config(tmp_path, path=folder, image_size=9)))
     made.add(prepare(config(tmp_path, path=folder, encoding="jpeg")))
@@ -116,7 +117,7 @@ def test_colour_axes_are_numpys_eigenvectors_but_for_the_sign(tmp_path, folder):
 
 
 def test_statistics_do_not_cancel():
-    """The textbook one-pass formula in floats loses every digit here; integers lose none."""
+    """The textbook one-pass formula in floats loses every digit here; integers are exact."""
     images = np.full((50, 64, 64, 3), 254, np.uint8)
     images[0, 0, 0] = (255, 253, 255)
     sums = pixel_sums.PixelSums.zeros(64)
@@ -151,7 +152,7 @@ def test_checksums_are_those_of_the_files(tmp_path, folder):
     assert statistics["made_from"]["train_sha256"] == of_train
 
 
-def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path, folder, capsys):
+def test_files_that_are_not_images_are_skipped_and_counted(tmp_path, folder, capsys):
     for name in ("train/README.md", "train/cat/Thumbs.db", "val/dog/.hidden.jpg", "val/dog/a.txt"):
         (folder / name).write_text("x")
     (folder / "train" / "cat" / "nested.jpg").mkdir()
@@ -162,19 +163,19 @@ def test_files_that_are_no_pictures_are_skipped_and_counted(tmp_path, folder, ca
     assert len(stored(directory)) == 6
 
 
-def test_extensions_in_capitals_are_pictures(tmp_path, folder):
+def test_extensions_in_capitals_are_images(tmp_path, folder):
     (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / "0.PNG")
     assert len(stored(prepare(config(tmp_path, path=folder)))) == 6
 
 
-def test_undecodable_picture_stops_preparing_by_name_with_the_remedy(tmp_path, folder):
-    (folder / "train" / "dog" / "bad.jpg").write_text("no picture")
+def test_undecodable_image_stops_preparing_by_name_with_the_remedy(tmp_path, folder):
+    (folder / "train" / "dog" / "bad.jpg").write_text("not an image")
     with pytest.raises(InputError, match=r"dog/bad\.jpg .*--config\.dataset\.on_error=skip"):
         prepare(config(tmp_path, path=folder))
     assert not left_behind(tmp_path)
 
 
-def test_undecodable_pictures_up_to_one_percent_are_skipped_and_counted(tmp_path, capsys):
+def test_undecodable_images_up_to_one_percent_are_skipped_and_counted(tmp_path, capsys):
     folder = make_folder(tmp_path / "pets", train=60, val=40, size=2)
     (folder / "train" / "dog" / "10.png").write_bytes(b"")
     (folder / "val" / "cat" / "0.png").unlink()
@@ -190,7 +191,9 @@ def test_undecodable_pictures_up_to_one_percent_are_skipped_and_counted(tmp_path
     assert (len(stored(directory)), len(stored(directory, "val"))) == (119, 79)
     assert "2 undecodable" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"10\.png .*on_error=skip"):
-        prepare(config(tmp_path, on_error="raise", **fields))  # it does not accept the lack
+        prepare(
+            config(tmp_path, on_error="raise", **fields)
+        )  # it does not accept a set without them
 
 
 def test_more_than_one_percent_undecodable_is_refused(tmp_path):
@@ -202,8 +205,8 @@ def test_more_than_one_percent_undecodable_is_refused(tmp_path):
     assert not left_behind(tmp_path)
 
 
-def _pictures(root, train=4, val=4, size=8):
-    """Make train and val pictures of one class, and return the folder of the train ones."""
+def _one_class(root, train=4, val=4, size=8):
+    """Make train and val images of one class, and return the folder of the train images."""
     for split, number in (("train", train), ("val", val)):
         folder = root / split / "cat"
         folder.mkdir(parents=True)
@@ -212,49 +215,49 @@ def _pictures(root, train=4, val=4, size=8):
     return root / "train" / "cat"
 
 
-def test_pipes_and_links_to_pipes_are_no_pictures(tmp_path):
-    folder = _pictures(tmp_path / "pictures")
+def test_pipes_and_links_to_pipes_are_not_images(tmp_path):
+    folder = _one_class(tmp_path / "images")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "link.jpg").symlink_to(folder / "pipe.jpg")
-    directory = prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+    directory = prepare(config(tmp_path / "data", path=tmp_path / "images"))
     assert json.loads((directory / "statistics.json").read_text())["counts"]["train"] == [4]
 
 
 @pytest.mark.parametrize("target", ["nothing.jpg", "loop.jpg"])
 def test_a_link_to_nothing_or_to_itself_is_named(tmp_path, target):
-    folder = _pictures(tmp_path / "pictures")
+    folder = _one_class(tmp_path / "images")
     (folder / "loop.jpg").symlink_to(folder / target)
     with pytest.raises(InputError, match="loop.jpg cannot be decoded"):
-        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+        prepare(config(tmp_path / "data", path=tmp_path / "images"))
 
 
-def test_a_picture_that_declares_a_huge_size_is_named(tmp_path):
+def test_an_image_that_declares_a_huge_size_is_named(tmp_path):
     """100,000,000 x 1 pixels in 69 bytes."""
     header = struct.pack(">IIBBBBB", 100_000_000, 1, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n"
     for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
         crc = struct.pack(">I", zlib.crc32(kind + content))
         bomb += struct.pack(">I", len(content)) + kind + content + crc
-    (_pictures(tmp_path / "pictures") / "bomb.png").write_bytes(bomb)
-    with pytest.raises(InputError, match="bomb.png cannot be decoded as a picture .*100000000"):
-        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+    (_one_class(tmp_path / "images") / "bomb.png").write_bytes(bomb)
+    with pytest.raises(InputError, match="bomb.png cannot be decoded as an image .*100000000"):
+        prepare(config(tmp_path / "data", path=tmp_path / "images"))
 
 
 def test_a_class_name_that_is_not_utf8_is_refused_before_any_work(tmp_path):
-    _pictures(tmp_path / "pictures")
+    _one_class(tmp_path / "images")
     for split in ("train", "val"):
-        folder = tmp_path / "pictures" / split
+        folder = tmp_path / "images" / split
         (folder / "cat").rename(folder / os.fsdecode(b"do\xffg"))
     with pytest.raises(InputError, match="rename it to printable UTF-8"):
-        prepare(config(tmp_path / "data", path=tmp_path / "pictures"))
+        prepare(config(tmp_path / "data", path=tmp_path / "images"))
 
 
-def test_one_percent_may_be_left_out_of_each_split_not_of_one_of_them(tmp_path):
-    _pictures(tmp_path / "pictures", train=300, val=3)
-    for picture in (tmp_path / "pictures" / "val" / "cat").iterdir():
-        picture.write_bytes(b"no picture")
-    with pytest.raises(InputError, match="more than 1% of the pictures are undecodable"):
-        prepare(config(tmp_path / "data", path=tmp_path / "pictures", on_error="skip"))
+def test_one_percent_may_be_skipped_of_each_split_not_only_of_all(tmp_path):
+    _one_class(tmp_path / "images", train=300, val=3)
+    for image in (tmp_path / "images" / "val" / "cat").iterdir():
+        image.write_bytes(b"not an image")
+    with pytest.raises(InputError, match="more than 1% of the images are undecodable"):
+        prepare(config(tmp_path / "data", path=tmp_path / "images", on_error="skip"))
 
 
 def test_file_in_the_way_of_data_dir_is_refused(tmp_path, folder):
@@ -266,3 +269,16 @@ def test_file_in_the_way_of_data_dir_is_refused(tmp_path, folder):
 def test_data_dir_that_cannot_be_written_is_refused(folder):
     with pytest.raises(InputError, match=r"/proc/data .*--config\.dataset\.data_dir"):
         prepare(config("/proc/data", path=folder))  # not even root writes there
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(folder, tmp_path):
+    fields = config(tmp_path, path=folder)
+    directory = prepare(fields)
+    shutil.rmtree(directory)
+    lock = directory.with_name(directory.name + ".lock")
+    lock.unlink()
+    (tmp_path / "mine").write_text("mine")
+    lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match=f"{lock} is not a regular file: remove it"):
+        prepare(fields)
+    assert (tmp_path / "mine").read_text() == "mine"

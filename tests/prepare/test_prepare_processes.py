@@ -1,4 +1,4 @@
-"""Preparing by several processes and machines, and beside others."""
+"""Preparing by several processes and machines, and at the same time as others."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ from tests.prepared import (
 
 def test_one_and_four_processes_give_the_same_bytes(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(stored_set, "SHARD_BYTES", 400)
-    monkeypatch.setattr(stored_set, "PICTURES_A_PROCESS", 1)
+    monkeypatch.setattr(stored_set, "IMAGES_PER_PROCESS", 1)
     fields = {"path": folder, "encoding": "jpeg"}
     used = []
     make_shards = stored_set.make_shards
@@ -51,13 +51,13 @@ def test_shares_of_machines_merge_to_the_same_bytes(tmp_path, folder, monkeypatc
     incomplete = directory.with_name(directory.name + ".incomplete")
     assert len(list(incomplete.glob("*.done"))) == 10
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "make_shard", None)  # merging makes none
+        patch.setattr(workers, "make_shard", None)  # merging makes no shard
         assert prepare(config(tmp_path, path=folder)) == directory
     assert contents(directory) == contents(whole)
     assert prepare(config(tmp_path, path=folder), share="1/3") == directory
 
 
-def test_a_share_that_is_missing_is_made_when_merging(tmp_path, folder, monkeypatch):
+def test_a_missing_share_is_made_when_merging(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(stored_set, "SHARD_BYTES", 8 * 8 * 3)
     whole = prepare(config(tmp_path / "whole", path=folder))
     prepare(config(tmp_path, path=folder), share="1/2")
@@ -65,13 +65,13 @@ def test_a_share_that_is_missing_is_made_when_merging(tmp_path, folder, monkeypa
 
 
 @pytest.mark.parametrize("share", ["3/3", "1", "-1/2", "a/b", "1/0", ""])
-def test_share_that_is_none_is_refused(tmp_path, folder, share):
+def test_a_malformed_share_is_refused(tmp_path, folder, share):
     with pytest.raises(InputError, match=r"--prepare_shard=.*: give i/n"):
         prepare(config(tmp_path, path=folder), share=share)
 
 
 class Deadly(Sequence):
-    """Pictures whose reading ends the process, as the system does when memory is short."""
+    """Images that kill the process that reads them, as the system does when out of memory."""
 
     def __len__(self):
         return 1
@@ -85,7 +85,7 @@ def test_a_dead_worker_ends_preparing_with_its_reason(tmp_path):
         shards.Job(tmp_path / f"shard{i}", Deadly(), config(tmp_path), num_classes=1, allowed=0)
         for i in range(2)
     ]
-    with pytest.raises(InputError, match=r"made shard\d was killed, .* memory is short"):
+    with pytest.raises(InputError, match=r"made shard\d was killed, .* out of memory"):
         list(workers.make_shards(jobs, 2, lambda number: None))
     assert not list(tmp_path.glob("*.done"))
 
@@ -105,7 +105,7 @@ def test_second_process_waits_and_finds_the_set_finished(tmp_path, folder):
 
 
 class Fleeting(Sequence):
-    """Pictures that are counted for as long as anybody holds them."""
+    """Images that are counted for as long as anything refers to them."""
 
     held = most = 0
 
@@ -118,14 +118,14 @@ class Fleeting(Sequence):
         pixels = noise(8, 8, 3, seed=index)
         weakref.finalize(pixels, self.count, -1)
         self.count(1)
-        return Example(pixels, 0, f"picture {index}")
+        return Example(pixels, 0, f"image {index}")
 
     def count(self, change):
         self.held += change
         self.most = max(self.most, self.held)
 
 
-def test_a_shard_is_made_with_few_pictures_in_memory(tmp_path):
+def test_a_shard_is_made_with_few_images_in_memory(tmp_path):
     examples = Fleeting()
     job = shards.Job(tmp_path / "shard", examples, config(tmp_path), num_classes=1, allowed=0)
     assert shards.make_shard(job, lambda number: None) == []

@@ -1,4 +1,4 @@
-"""Preparing that fails or is killed: what is left, and that it goes on from there."""
+"""Preparing that fails or is killed: what is left, and that it continues from there."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from tests.prepared import PREPARE, config, contents, left_behind, noise, run
 
 @pytest.fixture
 def file_size_limit():
-    """Writes beyond this many bytes a file fail, as they do on a full disk."""
+    """Return a function that limits the bytes of a file; longer ones fail as on a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-@pytest.mark.parametrize("size", [64, 300])  # 75 kB fail when they are closed, 1.6 MB before
+@pytest.mark.parametrize("size", [64, 300])  # 75 kB fail when the file is closed, 1.6 MB before
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, folder, size, file_size_limit):
     file_size_limit(40_000)
     with pytest.raises(
@@ -37,9 +37,9 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, folder, size, file_s
     assert not left_behind(tmp_path)
 
 
-def test_raw_set_that_cannot_fit_is_refused_before_it_is_begun(tmp_path, folder, monkeypatch):
+def test_raw_set_that_cannot_fit_is_refused_before_it_is_started(tmp_path, folder, monkeypatch):
     usage = os.statvfs(tmp_path)
-    monkeypatch.setattr(stored_set, "_picture_bytes", lambda _: usage.f_bavail * usage.f_frsize)
+    monkeypatch.setattr(stored_set, "_image_bytes", lambda _: usage.f_bavail * usage.f_frsize)
     with pytest.raises(InputError, match=r"it needs .* GB, free are .* GB"):
         prepare(config(tmp_path, path=folder))
     assert not left_behind(tmp_path)
@@ -52,7 +52,7 @@ def test_fewer_records_read_back_than_written_are_refused(tmp_path, folder, monk
                 super().write(record)
 
     monkeypatch.setattr(shards, "ArrayRecordWriter", Forgetful)
-    with pytest.raises(InputError, match=r"records written, \d+ left"):
+    with pytest.raises(InputError, match=r"records written, \d+ read back"):
         prepare(config(tmp_path, path=folder))
     assert not left_behind(tmp_path)
 
@@ -78,8 +78,8 @@ def killed(tmp_path, monkeypatch):
         (tmp_path / "pets" / "train" / "cat" / f"{i}.png").hardlink_to(tmp_path / "big.png")
     shutil.copytree(tmp_path / "pets" / "train", tmp_path / "pets" / "val", copy_function=os.link)
     fields = config(tmp_path, path=tmp_path / "pets").to_dict()
-    monkeypatch.setattr(stored_set, "SHARD_BYTES", 4 * 8 * 8 * 3)  # 10 shards a split
-    monkeypatch.setattr(stored_set, "PICTURES_A_PROCESS", 40)
+    monkeypatch.setattr(stored_set, "SHARD_BYTES", 4 * 8 * 8 * 3)  # 10 shards per split
+    monkeypatch.setattr(stored_set, "IMAGES_PER_PROCESS", 40)
     process = run(PREPARE.format(before=SMALL_SHARDS, fields=fields))
     wait_for(lambda: list(tmp_path.glob("alexnet_jax/*.incomplete/*.done")))
     workers = children(process)
@@ -93,12 +93,12 @@ def killed(tmp_path, monkeypatch):
 SMALL_SHARDS = """
 import os
 from alexnet_jax.prepare import stored_set as lib
-lib.SHARD_BYTES, lib.PICTURES_A_PROCESS = 4 * 8 * 8 * 3, 40
+lib.SHARD_BYTES, lib.IMAGES_PER_PROCESS = 4 * 8 * 8 * 3, 40
 os.sched_getaffinity = lambda pid: range(2)
 """
 
 
-def test_killed_preparation_goes_on_from_the_finished_shards(tmp_path, killed, monkeypatch):
+def test_killed_preparation_continues_from_the_finished_shards(tmp_path, killed, monkeypatch):
     [leftover] = left_behind(tmp_path)
     assert leftover.suffix == ".incomplete", "it must not be taken for a finished one"
     finished = sorted(file.with_suffix("") for file in leftover.glob("*.done"))
@@ -135,11 +135,11 @@ def test_interrupt_before_the_first_shard_leaves_nothing(tmp_path, folder, monke
     assert not left_behind(tmp_path)
 
 
-def test_a_bad_picture_leaves_the_shards_before_it_to_go_on_from(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(stored_set, "SHARD_BYTES", 8 * 8 * 3)  # a picture each
+def test_a_bad_image_leaves_the_finished_shards_to_continue_from(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(stored_set, "SHARD_BYTES", 8 * 8 * 3)  # one image each
     for i in range(100):
         (folder / "val" / "dog" / f"more{i}.png").hardlink_to(folder / "val" / "dog" / "0.png")
-    (folder / "val" / "dog" / "z.png").write_text("no picture")
+    (folder / "val" / "dog" / "z.png").write_text("not an image")
     with pytest.raises(InputError, match=r"dog/z\.png .*110 finished shards are kept in"):
         prepare(config(tmp_path, path=folder))
     statistics = prepare(config(tmp_path, path=folder, on_error="skip")) / "statistics.json"

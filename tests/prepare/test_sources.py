@@ -1,4 +1,4 @@
-"""The sources of pictures: the digits, folders, and whatever tfds knows."""
+"""The sources of images: the digits, folders, and the data sets of tfds."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_classes_that_differ_are_named(tmp_path, folder):
 def test_empty_class_is_named(tmp_path, folder, split):
     for file in (folder / split / "dog").iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(InputError, match=f"{split}/dog has no pictures"):
+    with pytest.raises(InputError, match=f"{split}/dog has no images"):
         prepare(config(tmp_path, path=folder))
 
 
@@ -76,7 +76,7 @@ def test_unknown_data_set_names_the_nearest(tmp_path):
 
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
-    """Six training and three test pictures, made without a download."""
+    """Six training and three test images, made without a download."""
 
     VERSION = tfds.core.Version("1.2.3")
     pkg_dir_path = pathlib.Path(__file__).parent
@@ -139,7 +139,7 @@ class TinyThroughTensorflow(TinyShapes):
 
 
 class TinyByHand(TinyShapes):
-    """Wants files that must be downloaded by hand."""
+    """Needs files that must be downloaded by hand."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir should contain shapes.tar"
 
@@ -148,7 +148,7 @@ class TinyByHand(TinyShapes):
 
 
 class TinyDownload(TinyShapes):
-    """Lies behind an address that nobody answers."""
+    """Downloads from an address that does not answer."""
 
     def _split_generators(self, dl_manager):
         dl_manager.download("http://127.0.0.1:9/shapes.tar")
@@ -180,7 +180,7 @@ def test_the_last_tenth_is_held_out_where_there_is_only_a_train_split(tmp_path):
     assert sorted(sum(sets[0], [])) == [0, 20, 40, 60, 80, 100]
 
 
-def test_data_set_without_training_pictures_is_refused(tmp_path):
+def test_data_set_without_training_images_is_refused(tmp_path):
     with pytest.raises(InputError, match="has the splits test and needs 'train'"):
         prepare(config(tmp_path, name="tiny_shapes_test_only"))
 
@@ -188,7 +188,7 @@ def test_data_set_without_training_pictures_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tiny_unlabelled", "no image classification set: it has image"),
+        ("tiny_unlabelled", "not for image classification: it has image"),
         ("tiny_through_tensorflow", "pip install tensorflow-cpu"),
         ("tiny_by_hand", r"by hand into .*downloads/manual: manual_dir should contain shapes\.tar"),
         ("tiny_download", "cannot be downloaded .*check the network"),

@@ -1,4 +1,4 @@
-"""The data sets of the recipes by their names, by tfds's own builders, on small originals."""
+"""The data sets that the recipes name, by tfds's own builders, from small originals."""
 
 import importlib.util
 import io
@@ -79,7 +79,7 @@ def test_imagenet_is_prepared_from_its_tars(tmp_path, imagenet_tars):
         *(("n01443537", grey) for grey in (30, 40)),
         *(("n15075141", grey) for grey in (50, 60)),
     }
-    # The labels of the first three validation pictures, as published with the data set.
+    # The labels of the first three validation images, as published with the data set.
     val = {int(e["image"][0, 0, 0]): names[e["label"]] for e in stored(directory, "val")}
     assert val == {101: "n01751748", 102: "n09193705", 103: "n02105855"}
 
@@ -97,7 +97,7 @@ def test_missing_imagenet_tars_are_asked_for_by_name_and_place(tmp_path):
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_one_missing_imagenet_tar_is_asked_for(tmp_path, imagenet_tars, missing):
     (imagenet_tars / f"ILSVRC2012_img_{missing}.tar").unlink()
-    with pytest.raises(InputError, match=rf"ILSVRC2012_img_{missing}\.tar not there"):
+    with pytest.raises(InputError, match=rf"ILSVRC2012_img_{missing}\.tar missing"):
         prepare(config(tmp_path, "imagenet2012"))
 
 
@@ -113,7 +113,7 @@ def cifar_record(labels, value):
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def cifar_tar(request, tmp_path, monkeypatch):
-    """The original archive with two pictures a file, which is downloaded from this disk."""
+    """The original archive with two images per file, which is downloaded from this disk."""
     builder = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[request.param]
     if request.param == "cifar10":
         names = {"batches.meta.txt": ["airplane", "automobile", *map(str, range(2, 10))]}

@@ -97,3 +97,19 @@ def test_a_run_that_saved_only_the_hash_of_the_directory_is_resumed_and_saves_bo
     shutil.copy(tmp_path / "pets/val/cat/0.ppm", tmp_path / "pets/val/cat/2.ppm")
     with pytest.raises(InputError, match="was trained on other images"):
         _begin(of_folder, directory)
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_a_lock_that_is_no_file_is_refused_and_what_it_leads_to_stays(tmp_path, kind):
+    (tmp_path / "mine").write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "lock")
+    else:
+        (tmp_path / "lock").symlink_to("mine" if kind == "link" else "nothing")
+    with (
+        pytest.raises(InputError, match=f"{tmp_path}/lock is not a regular file: remove it"),
+        locked(tmp_path),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "mine"]
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -1,5 +1,7 @@
 """A run that is stopped or killed and resumed ends as one that was never stopped."""
 
+import argparse
+import json
 import shutil
 import signal
 import sys
@@ -7,8 +9,11 @@ import time
 
 import pytest
 
+from alexnet_jax.errors import InputError
 from alexnet_jax.rundir import scalars
-from experiments import kills
+from experiments.runs import kills
+from experiments.runs.run_differences import differences
+from experiments.runs.run_phases import PHASES, Layout, Process
 from tests import runs
 from tests.agreement import agree
 from tests.prepared import make_folder
@@ -43,7 +48,7 @@ def command(tmp_path_factory):
 
 def _assert_same(straight, other):
     """Assert that two finished runs wrote the same, and each step once."""
-    assert kills.differences(straight, other) == []
+    assert differences(straight, other) == []
     assert [line["step"] for line in runs.metrics(other)] == list(range(1, 13))
     assert [line["step"] for line in runs.metrics(other, "val")] == [4, 8, 12]
     shown = [(step, tag) for step, tag, _ in scalars(other / "tensorboard")]
@@ -110,15 +115,48 @@ def test_a_run_of_eight_devices_is_resumed_on_any_number_of_devices(tmp_path, co
         agree(losses[name], losses["8"], rtol=1e-5, what=f"on {name} devices ")
 
 
-def test_a_run_that_is_killed_five_times_is_resumed_exactly(tmp_path, command):
-    """The moments are random, as in experiments/kills.py; one of them is in a save."""
-    record = kills.stress(
-        [sys.executable, "run.py", *command],
-        tmp_path,
-        kills=5,
-        seed=0,
-        environment=runs.cpu_devices(1),
-    )
-    assert record["kills"] == 5
-    assert record["in_saves"] >= 1
-    _assert_same(tmp_path / "straight", tmp_path / "killed")
+def test_a_run_that_is_killed_in_each_phase_is_resumed_exactly(tmp_path, command):
+    """On a busy machine the run may end before the last kills."""
+    run_py = (sys.executable, "run.py", *command)
+    lengths = dict.fromkeys(PHASES, 0.1)
+    layout = Layout(tmp_path, run_py, runs.cpu_devices(1), (4, 8, 12), lengths)
+    with Process(layout, tmp_path / "straight", tmp_path / "cache") as process:
+        assert process.end() == (0, [])
+    run = kills.killed_run(layout, number=0, seed=1)
+    assert run["wrong"] == []
+    assert len(run["kills"]) >= 3
+    assert len({kill["signals"] for kill in run["kills"]}) > 1
+
+
+@pytest.fixture
+def given(tmp_path, command, monkeypatch):
+    """Return what the command line of experiments/runs/kills.py says: ten kills on two layouts."""
+    for name, value in runs.cpu_devices(1).items():
+        monkeypatch.setenv(name, value)
+    given = argparse.Namespace(kills=10, minutes=5, layouts=["two", "split"], jobs=2, seed=1)
+    given.scratch, given.out, given.arguments = tmp_path, tmp_path / "kills", list(command)
+    return given
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_that_is_killed_is_resumed_exactly(given):
+    record = kills.stress(given)
+    assert [run["wrong"] for run in record["runs"]] == [[]] * len(record["runs"])
+    assert {run["layout"] for run in record["runs"]} == {"two", "split"}
+
+
+def test_the_record_of_kills_grows_run_by_run_and_is_resumed(given, monkeypatch):
+    def killed_run(layout, number, seed):
+        done = {"signals": "SIGKILL", "phase": "train", "code": -9}
+        return {"run": number, "layout": "one", "kills": [done] * 4, "wrong": []}
+
+    monkeypatch.setattr(kills, "undisturbed", lambda name, given: None)
+    monkeypatch.setattr(kills, "killed_run", killed_run)
+    for given.kills, given.minutes, ended in (3, 5, 1), (9, 0, 1), (9, 5, 3), (9, 5, 3):
+        kills.stress(given)
+        record = json.loads((given.scratch / "kills.json").read_text())
+        assert [run["run"] for run in record["runs"]] == list(range(ended))
+        assert record["kills"] == 4 * ended
+    given.seed += 1
+    with pytest.raises(InputError, match="is the record of another command"):
+        kills.stress(given)

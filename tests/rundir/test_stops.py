@@ -13,7 +13,7 @@ from alexnet_jax.evaluate import evaluate
 from alexnet_jax.rundir import Checkpoints, RunRecord, resume
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
-from experiments import kills
+from experiments.runs.run_differences import differences
 from tests import runs
 
 ERRORS = {2: 0.25, 4: 0.75, 6: 0.5}  # top-1 errors of the evaluations: the first is the best
@@ -120,7 +120,8 @@ def test_a_stop_at_any_poll_changes_nothing(run_to, tmp_path):
         step = max(_kept(stopped), default=0)
         stopped_at.add(step)
         run_to(stopped)
-        assert kills.differences(straight, stopped) == [], f"stopped at poll {poll}, step {step}"
+        found = differences(straight, stopped, stops={step} - {0})
+        assert found == [], f"stopped at poll {poll}, step {step}"
         assert _kept(stopped) == sorted({2, *sorted({2, 4, 6, step} - {0})[-2:]})
     assert stopped_at == set(range(7))
 

@@ -1,7 +1,7 @@
-"""Generated bad pictures, folders and prepared sets: one line that names it, or the right answer.
+"""Generated bad images, folders and prepared sets: one line that names them, or the right answer.
 
-Never another exception, a hang, memory without bound, or a wrong picture that passes for a right
-one. FUZZ=10 tries ten times as many cases. How they ended is shown after the tests.
+Never another exception, a hang, unbounded memory, or a wrong image that is taken for a right one.
+FUZZ=10 tries ten times as many cases. Their outcomes are shown after the tests.
 """
 
 import json
@@ -21,25 +21,25 @@ from hypothesis import strategies as st
 from alexnet_jax import InputError
 from alexnet_jax import data as data_lib
 from alexnet_jax.prepare import load_image, prepare, stored_set
-from tests import fuzz_files, fuzz_pictures, outcomes, runs
+from tests import fuzz_files, fuzz_images, outcomes, runs
 from tests.generated import cases, refused
 
 
 @cases(500)
-@given(fuzz_pictures.damaged())
+@given(fuzz_images.damaged())
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
-def test_a_damaged_picture_is_a_square_or_one_line(tmp_path_factory, picture):
-    """What still decodes is a picture: the formats themselves hold no checksum, or few."""
-    name, content = picture
+def test_a_damaged_image_is_a_square_or_one_line(tmp_path_factory, image):
+    """What still decodes is accepted: most formats have few checksums or none."""
+    name, content = image
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
     began = time.process_time()
     try:
         square = load_image(path, 16)
         assert (square.shape, square.dtype) == ((16, 16, 3), np.uint8)
-        outcomes.note("pictures", "decoded")
+        outcomes.note("images", "decoded")
     except InputError as error:
-        assert str(path) in refused("pictures", error)
+        assert str(path) in refused("images", error)
     assert time.process_time() - began < 10
 
 
@@ -48,12 +48,12 @@ import json, resource, time
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare.images import load_image
 from alexnet_jax.prepare import prepare
-from tests import fuzz_pictures
-files = fuzz_pictures.expensive()
+from tests import fuzz_images
+files = fuzz_images.expensive()
 resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 pages = lambda: int(open("/proc/self/statm").read().split()[1])
 for name, content in files.items():
-    open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+    open("/proc/self/clear_refs", "w").write("5")  # reset the peak
     before, began = pages(), time.monotonic()
     try:
         outcome = str(load_image(content, 16, name).shape)
@@ -67,7 +67,7 @@ for name, content in files.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured through /proc")
 def test_files_made_to_be_expensive_take_bounded_memory_and_time():
-    """Below Pillow's limit, 89 million pixels, whole: 270 MB, twice while they are converted."""
+    """Just below Pillow's limit 89 million pixels take 270 MB, and twice that while converted."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE], capture_output=True, text=True, cwd=runs.ROOT, timeout=120
     )
@@ -76,7 +76,7 @@ def test_files_made_to_be_expensive_take_bounded_memory_and_time():
     assert len(found) >= 20
     for name, outcome, megabytes, seconds in found:
         assert outcome == "(16, 16, 3)" or name in outcome, outcome
-        outcomes.note("expensive pictures", "decoded" if outcome[0] == "(" else "refused")
+        outcomes.note("expensive images", "decoded" if outcome[0] == "(" else "refused")
         assert megabytes < 1200, (name, megabytes)
         assert seconds < 15, (name, seconds)
 
@@ -88,7 +88,7 @@ def _dataset(data_dir, path, **fields):
 
 
 def _read(dataset, split):
-    """All records of a split as (picture, label)."""
+    """Return all records of a split as (image, label)."""
     records, size = dataset.records[split], dataset.image_size
     found = []
     for index in range(len(records)):
@@ -100,10 +100,10 @@ def _read(dataset, split):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A folder of 101 pictures, so that one bad one is less than 1 % of all."""
+    """Return a folder of 101 images, so that one bad image is less than 1 % of them."""
     path = tmp_path_factory.mktemp("many")
     for i in range(101):
-        fuzz_files.picture(path / f"{i:03d}.png", i)
+        fuzz_files.image(path / f"{i:03d}.png", i)
     return path
 
 
@@ -138,17 +138,17 @@ def test_a_folder_is_refused_or_read_back_as_it_is(
             if part == split:
                 files |= {name: 210 + i for i, name in enumerate(names)}
                 for name in names:
-                    fuzz_files.picture(folder / name, files[name])
+                    fuzz_files.image(folder / name, files[name])
             for name in files:
                 if not (folder / name).exists():
-                    fuzz_files.picture(folder / name, files[name])
+                    fuzz_files.image(folder / name, files[name])
             wanted[part] += [(bytes([files[name]] * 48), label) for name in sorted(files)]
     at = root / split / classes[-1]
     for name in odd:
         fuzz_files.ODDITIES[name][0](at / name)
     for part in wanted if bad_class else ():
         (root / part / bad_class).mkdir()
-        fuzz_files.picture(root / part / bad_class / "0.png", 0)
+        fuzz_files.image(root / part / bad_class / "0.png", 0)
     if empty:
         (root / split / "empty").mkdir()
     bad = [name for name in odd if fuzz_files.ODDITIES[name][1]]
@@ -183,14 +183,14 @@ def test_hundreds_of_empty_files_are_refused(tmp_path, on_error):
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
 def prepared(request, tmp_path_factory):
-    """A prepared set of several shards, and what is in it."""
+    """Return the directory of a prepared set of several shards, the set, and its records."""
     root = tmp_path_factory.mktemp(request.param)
     for part, number in (("train", 9), ("val", 4)):
         for label, class_name in enumerate(("cat", "dog")):
             (root / part / class_name).mkdir(parents=True)
             for i in range(number):
                 value = (100 if part == "val" else 0) + 50 * label + 4 * i
-                fuzz_files.picture(root / part / class_name / f"{i}.png", value)
+                fuzz_files.image(root / part / class_name / f"{i}.png", value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored_set, "SHARD_BYTES", 300 if request.param == "raw" else 40)
         directory = prepare(_dataset(root / "data", root, encoding=request.param))
@@ -214,7 +214,7 @@ def test_a_damaged_prepared_set_is_refused_or_holds_what_it_held(
         refused("prepared sets", error)
         return
     for part in wanted:
-        # Shards of equal size that changed places, a train one with a val one even, are whole.
+        # Shards of equal size that were swapped, even a train one with a val one, are undamaged.
         if how.startswith("swapped"):
             assert set(parts[part]) <= set(wanted["train"] + wanted["val"]), how
         else:

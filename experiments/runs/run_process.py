@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 POLL = 0.3  # seconds between looks at what a run has written
 LOG = "log.txt"
 COMMAND = "$ "  # there, before the command line of each session

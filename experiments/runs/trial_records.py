@@ -17,9 +17,10 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import whole_files
 from alexnet_jax.rundir import versions
+from experiments import command_line
 from experiments.command_line import field
 from experiments.reports import metrics, past_runs
-from experiments.trials import SESSIONS, Trial, command, failed, finished
+from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.
 UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
@@ -134,7 +135,7 @@ def _without_places(failure: str, trial: Trial, workdir: pathlib.Path) -> str:
     dataset = trial.config().dataset
     places = {"DATA": dataset.path, "DATA_DIR": dataset.data_dir, "WORKDIR": str(workdir)}
     for word, place in places.items():
-        path = pathlib.Path(place).expanduser().absolute()
+        path = command_line.path(place).absolute()
         for absolute in (str(path), str(path.resolve())) if place else ():
             failure = failure.replace(absolute, word)
     return failure

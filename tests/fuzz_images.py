@@ -1,4 +1,4 @@
-"""Pictures and what may be wrong with them: generated damage, and files made to be expensive."""
+"""Bad images: generated damage, and files made to be expensive."""
 
 import io
 import struct
@@ -43,7 +43,7 @@ _SIZES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 @st.composite
 def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Draw a name and content: a whole picture, changed once or up to three times."""
+    """Draw a name and content: an undamaged image, changed one to three times."""
     name = draw(st.sampled_from(sorted(WHOLE)))
     content = bytearray(WHOLE[name])
     for _ in range(draw(st.integers(1, 3))):
@@ -53,7 +53,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
                 del content[at:]
             case "flip":
                 content[at : at + 1] = bytes(b ^ draw(_bytes) for b in content[at : at + 1])
-            case "number":  # where it is a side, a length or an offset, an extreme one
+            case "number":  # an extreme value, perhaps of a side, a length or an offset
                 order = draw(st.sampled_from("<>"))
                 width = draw(st.sampled_from("HI"))
                 value = draw(st.sampled_from(_SIZES)) & (0xFFFF if width == "H" else 0xFFFFFFFF)
@@ -118,7 +118,7 @@ def _scans(number: int) -> bytes:
 
 
 def expensive() -> dict[str, bytes]:
-    """Return files that are small and declare, or unpack to, what no memory holds."""
+    """Return small files that declare, or unpack to, more than fits in memory."""
     zeros = zlib.compress(bytes(300 << 20), 1)  # 300 MiB of memory in 1.3 MB
     frames = [Image.new("L", (8, 8), i % 256) for i in range(1000)]
     animated = io.BytesIO()

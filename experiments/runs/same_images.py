@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import check_classes, open_source
+from alexnet_jax.fields import expanded
+from alexnet_jax.prepare import check_classes
+from alexnet_jax.prepare import open_source
 from alexnet_jax.rundir import checkpoint
 
 
@@ -27,13 +29,13 @@ def refuse_other_pictures(directory: pathlib.Path, dataset: ConfigDict) -> None:
     if dataset.name != "folder" or not (directory / "config.json").exists():
         return
     was = config_lib.load(directory / "config.json").dataset.path
-    here, there = (pathlib.Path(path).expanduser().resolve() for path in (dataset.path, was))
+    here, there = (expanded("dataset.path", path).resolve() for path in (dataset.path, was))
     if here == there:
         return
     with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
         with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
             identity = checkpoints.restore_record(checkpoints.latest() or 0).data
-        prepared = pathlib.Path(dataset.data_dir).expanduser() / "alexnet_jax"
+        prepared = expanded("dataset.data_dir", dataset.data_dir) / "alexnet_jax"
         (path,) = prepared.glob(f"*-{identity.partition('-')[0]}/statistics.json")
         statistics = json.loads(path.read_text())
         same_set = data.same_set(identity, data.identity(path.parent, statistics))

@@ -22,11 +22,11 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import check, finished_result, locked, versions
-from experiments import run_process
+from experiments.runs import run_process
 from experiments.command_line import field, read_config, without_places
-from experiments.same_pictures import refuse_other_pictures, refuse_without_pictures
+from experiments.runs.same_images import refuse_other_pictures, refuse_without_pictures
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
 FAILURE = "failure.json"  # there: why its last session failed, and under which config
 POLL = 10.0  # seconds between two looks at whether a trial has got where it should
