@@ -9,7 +9,7 @@ LINES: dict[str, tuple[float, str]] = {}
 
 
 def note(what: str, size: float, figure: str) -> None:
-    """Show `figure` at the end of the run; of several with one name, that of the largest size."""
+    """Show `figure` at the end of the run; of several with the same name, the largest by size."""
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].removesuffix(" (call)")
     name = f"{test}  {what}"
     LINES[name] = max(LINES.get(name, (0.0, "")), (float(size), figure))
@@ -44,5 +44,5 @@ def agree_each(got, want, *, rtol):
 
 
 def one_value(array: jax.Array) -> float:
-    """Return the number of which every device holds a copy."""
+    """Return the number that every device holds a copy of."""
     return array.addressable_data(0).item()

@@ -1,4 +1,4 @@
-"""Generated changes of a config, as values and as words of a command line; and the command line."""
+"""Generated changes of a config, as values and as arguments; and the command line itself."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ _BY_TYPE = {bool: st.booleans(), int: st.integers(1, 40), float: st.floats(0, 2)
 
 @st.composite
 def changes(draw: st.DrawFn, values: dict[str, object]) -> dict[str, object]:
-    """Draw one to four fields of the config of `values` and a value for each, likely or not."""
+    """Draw one to four fields of `values`, and a value for each, which may be valid or not."""
     of_layers = sorted(name for name in FIELDS if name.startswith(("model.", "augment.crop")))
     name = st.one_of(st.sampled_from(sorted(FIELDS)), st.sampled_from(of_layers))
     names = draw(st.lists(name, min_size=1, max_size=4, unique=True))
@@ -59,7 +59,7 @@ def _with_one_other(draw: st.DrawFn, now: tuple, element: st.SearchStrategy) -> 
 
 
 def apply(config: ConfigDict, changed: dict[str, object]) -> None:
-    """Set the fields, of whatever type."""
+    """Set the fields to values of any type."""
     for name, value in changed.items():
         *path, last = name.split(".")
         node = config
@@ -70,7 +70,7 @@ def apply(config: ConfigDict, changed: dict[str, object]) -> None:
 
 
 def typo(draw: st.DrawFn, word: str) -> str:
-    """Return `word` with a letter lost, doubled or exchanged for its neighbour."""
+    """Return `word` with a letter missing, doubled or swapped with its neighbour."""
     i = draw(st.integers(0, len(word) - 2))
     return draw(
         st.sampled_from(

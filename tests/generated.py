@@ -1,4 +1,4 @@
-"""Cases that hypothesis generates, and what they may end in."""
+"""Cases that hypothesis generates, and how they may end."""
 
 import os
 
@@ -36,7 +36,7 @@ def refused(kind, error):
 
 
 def one_line(code, out, err, kind):
-    """Assert that a command did what it should or gave one line, and count it."""
+    """Assert that a command succeeded or printed one line, and count it."""
     assert code in (0, 2)
     if code == 2:
         assert err.startswith("error: ")

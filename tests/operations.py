@@ -1,4 +1,4 @@
-"""The operations with their constants, what they are given, and what tests ask of each."""
+"""The operations with their constants and inputs, and what tests measure of each."""
 
 import math
 from functools import cache, partial

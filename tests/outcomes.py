@@ -11,7 +11,7 @@ def note(kind: str, outcome: str) -> None:
 
 
 def lines() -> list[str]:
-    """Return the counts as a table, a line for each kind of case."""
+    """Return the counts as a table, one line per kind of case."""
     kinds = dict.fromkeys(kind for kind, _ in COUNTS)
     table = []
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Runs of the command line in processes of their own, small enough for two cores."""
+"""Small runs of the command line in their own processes."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ TINY = (
 
 
 def tiny_config(data_dir: pathlib.Path | str) -> ConfigDict:
-    """Return the same as a config, its data in `data_dir`."""
+    """Return TINY as a config with its data in `data_dir`."""
     config = quickstart.get_config()
     config.dataset.data_dir = str(data_dir)
     config.update_from_flattened_dict(FIELDS)
@@ -44,7 +44,7 @@ def tiny_config(data_dir: pathlib.Path | str) -> ConfigDict:
 
 
 def all_layers(model: ConfigDict) -> None:
-    """Give the model of a tiny config the eight layers of the quickstart, as narrow."""
+    """Give the model of a tiny config the eight layers of the quickstart, equally narrow."""
     whole = quickstart.get_config().model
     names = ("layers", "kernels", "strides", "padding", "stages", "biases")
     model.update({name: whole[name] for name in names})
@@ -54,8 +54,8 @@ def all_layers(model: ConfigDict) -> None:
 def cpu_devices(devices: int = 1, *, quick: bool = True) -> dict[str, str]:
     """Return the environment of a process that sees `devices` CPU devices.
 
-    `quick` compiles in half the time what is slower and less like what users run: for short runs
-    that are compared with each other.
+    `quick` halves the time to compile; the programs are slower and less like those of users. It is
+    for short runs that are compared with each other.
     """
     flags = f"--xla_force_host_platform_device_count={devices}"
     flags += f" --xla_backend_optimization_level={0 if quick else 1}"
@@ -70,9 +70,9 @@ def start(
     largest_file: int | None = None,
     environment: Mapping[str, str | None] | None = None,
 ) -> subprocess.Popen:
-    """Start `python run.py` with `arguments`; no file may grow beyond `largest_file` bytes.
+    """Start `python run.py` with `arguments`; no file may exceed `largest_file` bytes.
 
-    What `environment` sets to None is not set there.
+    A variable that `environment` sets to None is unset.
     """
     command = [sys.executable, "run.py", *arguments]
     if largest_file is not None:  # not by preexec_fn, for JAX's threads do not bear a fork
@@ -97,7 +97,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise AssertionError, in the main thread, where what is done takes longer."""
+    """Raise AssertionError in the main thread if the block takes longer."""
 
     def late(*_: object) -> None:
         raise AssertionError(f"not done within {seconds} s")

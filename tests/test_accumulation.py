@@ -1,4 +1,4 @@
-"""A batch in parts, one after the other, gives what the whole batch gives, in less memory."""
+"""A batch in consecutive parts gives the result of the whole batch in less memory."""
 
 import functools
 
@@ -19,7 +19,7 @@ from tests.agreement import agree, note, one_value
 
 @pytest.fixture
 def gradients(config):
-    """Return a config after one step of which the velocity is the gradient, and which is random."""
+    """Return a random config with which the velocity after one step is the gradient."""
     config.momentum, config.weight_decay, config.learning_rate = 0.0, 0.0, 1.0
     config.model.lrn.alpha, config.model.groups = 0.5, 2
     config.augment.flip, config.augment.shared_by = True, 4
@@ -47,7 +47,7 @@ def _after_a_step(config, digits, monkeypatch, devices, accumulate_steps):
 
 
 def test_gradient_and_metrics_equal_those_of_the_whole_batch(gradients, digits, monkeypatch):
-    """Dropout, crops, reflections and colour are on; of four devices, and of two pairs."""
+    """Dropout, crops, reflections and colour are on; on four devices, and on two pairs."""
     wanted = _after_a_step(gradients, digits, monkeypatch, 1, 1)
     for gradients.parallel, parts in (("pmap", 8), ("split", 4)):
         got = _after_a_step(gradients, digits, monkeypatch, 4, parts)
@@ -56,7 +56,7 @@ def test_gradient_and_metrics_equal_those_of_the_whole_batch(gradients, digits, 
 
 @pytest.mark.slow
 def test_a_resumed_run_may_change_the_number_of_parts(config, tmp_path):
-    """To and fro between pmap and split, too, and with the training set on the devices."""
+    """It also changes between pmap and split, and caches the training set on the devices."""
     config.batch_size, config.parallel, config.model.groups = 48, "split", 2
     config.num_steps = 4
     train_and_evaluate(config, tmp_path / "straight")
@@ -72,7 +72,7 @@ def test_a_resumed_run_may_change_the_number_of_parts(config, tmp_path):
 
 
 def test_the_step_needs_less_memory(monkeypatch):
-    """The compiler's count for configs/alexnet.py: 512 pictures on one device, whole and in 8."""
+    """The compiler counts it for configs/alexnet.py: 512 images on one device, whole and in 8."""
     config = alexnet.get_config()
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     monkeypatch.setattr(jax, "device_count", lambda: 1)

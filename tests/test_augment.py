@@ -13,9 +13,9 @@ from alexnet_jax import augment
 from tests.agreement import agree
 
 SIZE, CROP = 12, 8
-PICTURES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)
 MEAN = np.random.default_rng(1).uniform(0, 255, (SIZE, SIZE, 3)).astype(np.float32)
-IDS = jnp.arange(len(PICTURES))
+IDS = jnp.arange(len(IMAGES))
 
 # Published for ImageNet: axes of the covariance of RGB, one a column, and the standard deviations
 # along them.
@@ -25,21 +25,21 @@ COLOUR_STD = 0.1
 
 
 def _fields(**changed):
-    """Return a `config.augment` of crops alone, but for what is `changed`."""
+    """Return a `config.augment` that only crops, with the `changed` fields."""
     fields = {"crop": CROP, "flip": True, "shared_by": 1, "mean_crop": "same", "test_crops": "ten"}
     return ConfigDict(fields | {"colour_std": 0.0, "colour_rule": "paper"} | changed)
 
 
-def _crops(pictures=PICTURES, ids=IDS, key=0, colour=None, mean=MEAN, **changed):
+def _crops(images=IMAGES, ids=IDS, key=0, colour=None, mean=MEAN, **changed):
     colour = jnp.zeros((3, 3)) if colour is None else colour
     statistics = augment.Statistics(mean, colour)
     key = jax.random.key(key)
-    return np.asarray(augment.random_crops(key, ids, pictures, statistics, _fields(**changed)))
+    return np.asarray(augment.random_crops(key, ids, images, statistics, _fields(**changed)))
 
 
-def _place(picture, crop):
-    """Return (y, x, reflected) of the crop of `picture` less MEAN that equals `crop`, or None."""
-    centred = picture.astype(np.float32) - MEAN
+def _place(image, crop):
+    """Return (y, x, reflected) of the crop of `image` less MEAN that equals `crop`, or None."""
+    centred = image.astype(np.float32) - MEAN
     for y in range(SIZE - CROP + 1):
         for x in range(SIZE - CROP + 1):
             window = centred[y : y + CROP, x : x + CROP]
@@ -49,10 +49,10 @@ def _place(picture, crop):
     return None
 
 
-def _place_less_centre(picture, crop):
-    """Return (y, x, reflected) of the crop of `picture` that, less MEAN's centre, equals `crop`."""
+def _place_less_centre(image, crop):
+    """Return (y, x, reflected) of the crop of `image` that, less MEAN's centre, equals `crop`."""
     for y, x in np.ndindex(SIZE - CROP + 1, SIZE - CROP + 1):
-        window = picture[y : y + CROP, x : x + CROP].astype(np.float32)
+        window = image[y : y + CROP, x : x + CROP].astype(np.float32)
         for reflected in (False, True):
             seen = window[:, ::-1] if reflected else window
             if np.array_equal(seen - MEAN[2:10, 2:10], crop):
@@ -61,8 +61,8 @@ def _place_less_centre(picture, crop):
 
 
 def test_every_crop_is_a_window_and_every_window_occurs():
-    pictures = np.tile(PICTURES[:1], (2000, 1, 1, 1))
-    places = [_place(PICTURES[0], c) for c in _crops(pictures, jnp.arange(2000))]
+    images = np.tile(IMAGES[:1], (2000, 1, 1, 1))
+    places = [_place(IMAGES[0], c) for c in _crops(images, jnp.arange(2000))]
     assert None not in places
     counts = np.zeros((5, 5, 2))
     for y, x, reflected in places:
@@ -73,14 +73,14 @@ def test_every_crop_is_a_window_and_every_window_occurs():
 
 
 def test_without_flip_nothing_is_reflected():
-    places = [_place(p, c) for p, c in zip(PICTURES, _crops(flip=False), strict=True)]
+    places = [_place(p, c) for p, c in zip(IMAGES, _crops(flip=False), strict=True)]
     assert not any(reflected for _, _, reflected in places)
 
 
 def test_augmentation_depends_on_the_example_and_not_on_its_row():
     whole = _crops(colour=jnp.eye(3), colour_std=1.0)
-    order = np.random.default_rng(2).permutation(len(PICTURES))
-    shuffled = _crops(PICTURES[order], IDS[order], colour=jnp.eye(3), colour_std=1.0)
+    order = np.random.default_rng(2).permutation(len(IMAGES))
+    shuffled = _crops(IMAGES[order], IDS[order], colour=jnp.eye(3), colour_std=1.0)
     np.testing.assert_array_equal(shuffled, whole[order])
 
 
@@ -92,8 +92,8 @@ def test_each_step_draws_other_crops():
 def test_consecutive_ids_share_crop_and_reflection(first):
     crops = _crops(ids=IDS + first, shared_by=8)
     runs = defaultdict(set)
-    for row, (picture, crop) in enumerate(zip(PICTURES, crops, strict=True)):
-        runs[(row + first) // 8].add(_place(picture, crop))
+    for row, (image, crop) in enumerate(zip(IMAGES, crops, strict=True)):
+        runs[(row + first) // 8].add(_place(image, crop))
     assert all(len(places) == 1 for places in runs.values())
     places = set.union(*runs.values())
     assert None not in places
@@ -103,12 +103,12 @@ def test_consecutive_ids_share_crop_and_reflection(first):
 def test_images_that_share_a_crop_differ_in_colour():
     plain = _crops(shared_by=64)
     shift = (_crops(colour=jnp.eye(3), colour_std=1.0, shared_by=64) - plain)[:, 0, 0]
-    assert len(np.unique(shift.round(3), axis=0)) == len(PICTURES)
+    assert len(np.unique(shift.round(3), axis=0)) == len(IMAGES)
 
 
 def test_the_centre_of_the_mean_is_subtracted_from_every_crop_after_its_reflection():
     crops = _crops(mean_crop="centre")
-    places = [_place_less_centre(p, crop) for p, crop in zip(PICTURES, crops, strict=True)]
+    places = [_place_less_centre(p, crop) for p, crop in zip(IMAGES, crops, strict=True)]
     assert None not in places
     assert {reflected for _, _, reflected in places} == {False, True}
     assert len(set(places)) > 20
@@ -116,10 +116,10 @@ def test_the_centre_of_the_mean_is_subtracted_from_every_crop_after_its_reflecti
 
 def test_colour_shifts_all_pixels_of_an_image_by_the_matrix():
     colour = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [3.0, 0.0, 1.0]], np.float32)
-    pictures = np.tile(PICTURES[:1], (4000, 1, 1, 1))
+    images = np.tile(IMAGES[:1], (4000, 1, 1, 1))
     ids = jnp.arange(4000)
-    plain = _crops(pictures, ids)
-    shift = _crops(pictures, ids, colour=jnp.asarray(colour), colour_std=0.5) - plain
+    plain = _crops(images, ids)
+    shift = _crops(images, ids, colour=jnp.asarray(colour), colour_std=0.5) - plain
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-4)
     covariance = np.cov(shift[:, 0, 0].T.astype(np.float64))
     expected = 0.25 * colour @ colour.T
@@ -142,7 +142,7 @@ def test_the_colour_axes_of_the_released_code_are_as_long_as_the_deviations():
 
 
 def test_the_released_code_divides_the_shifted_image():
-    centred = PICTURES.astype(np.float64) - MEAN
+    centred = IMAGES.astype(np.float64) - MEAN
     options = {"crop": SIZE, "flip": False, "colour": 50 * jnp.eye(3), "colour_std": COLOUR_STD}
     shift = 1.1 * _crops(colour_rule="released", **options) - centred
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-3)
@@ -158,10 +158,10 @@ def test_without_colour_images_are_neither_shifted_nor_divided(rule):
 
     def crops(colour_on):
         key = jax.random.key(0)
-        return augment.random_crops(key, IDS, PICTURES, statistics, fields, colour_on)
+        return augment.random_crops(key, IDS, IMAGES, statistics, fields, colour_on)
 
     crops = jax.jit(crops)
-    centred = PICTURES.astype(np.float32) - MEAN
+    centred = IMAGES.astype(np.float32) - MEAN
     np.testing.assert_array_equal(crops(False), centred)
     assert np.abs(crops(True) - centred).max() > 1
 
@@ -181,7 +181,7 @@ DRAWS = KEYS * PER_KEY
 
 @cache
 def _alphas(rule):
-    """Return (KEYS, PER_KEY, 3) shifts of black pictures, undone by what the covariance should be.
+    """Return (KEYS, PER_KEY, 3) shifts of black images, undone by what the covariance should be.
 
     With the Cholesky factor L of the covariance C that the rule says, L^-1 shift has the covariance
     I if shifts have C. Each direction counts on its own scale: in grey levels the third axis would
@@ -209,7 +209,7 @@ def test_shifts_have_the_covariance_of_the_rule_on_imagenet(rule):
 
 
 def _standardised(rule):
-    """Return `_alphas` divided by their deviations, so that what is asked of them is no size."""
+    """Return `_alphas` divided by their deviations."""
     alphas = _alphas(rule)
     return alphas / alphas.std((0, 1))
 
@@ -237,53 +237,53 @@ def test_shifts_of_other_examples_and_steps_are_independent(rule):
 
 
 def test_the_centre_crop_is_the_centre():
-    centred = PICTURES.astype(np.float32) - MEAN
-    crop = augment.centre_crop(PICTURES, MEAN, CROP)
+    centred = IMAGES.astype(np.float32) - MEAN
+    crop = augment.centre_crop(IMAGES, MEAN, CROP)
     np.testing.assert_array_equal(crop, centred[:, 2:10, 2:10])
 
 
 def test_ten_crops_are_the_corners_the_centre_and_their_reflections():
-    centred = PICTURES.astype(np.float32) - MEAN
-    crops = np.asarray(augment.evaluation_crops(PICTURES, MEAN, _fields()))
+    centred = IMAGES.astype(np.float32) - MEAN
+    crops = np.asarray(augment.evaluation_crops(IMAGES, MEAN, _fields()))
     corners = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     for i, (y, x) in enumerate(corners):
         window = centred[:, y : y + CROP, x : x + CROP]
         np.testing.assert_array_equal(crops[i], window)
         np.testing.assert_array_equal(crops[i + 5], window[:, :, ::-1])
-    unreflected = augment.evaluation_crops(PICTURES, MEAN, _fields(flip=False))
+    unreflected = augment.evaluation_crops(IMAGES, MEAN, _fields(flip=False))
     np.testing.assert_array_equal(unreflected, crops[:5])
 
 
-def _windows(pictures, number):
-    """Return what the test nets see of `pictures`, as float32."""
+def _windows(images, number):
+    """Return what the test nets see of `images`, as float32."""
     nine = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)]
     corners = nine if number == "nine" else [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
-    windows = [pictures[:, y : y + CROP, x : x + CROP] for y, x in corners]
+    windows = [images[:, y : y + CROP, x : x + CROP] for y, x in corners]
     reflected = [] if number == "nine" else [window[:, :, ::-1] for window in windows]
     return np.stack(windows + reflected).astype(np.float32)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_nine_crops_are_a_grid_without_reflections(flip):
-    crops = augment.evaluation_crops(PICTURES, MEAN, _fields(flip=flip, test_crops="nine"))
-    np.testing.assert_array_equal(crops, _windows(PICTURES.astype(np.float32) - MEAN, "nine"))
+    crops = augment.evaluation_crops(IMAGES, MEAN, _fields(flip=flip, test_crops="nine"))
+    np.testing.assert_array_equal(crops, _windows(IMAGES.astype(np.float32) - MEAN, "nine"))
 
 
 @pytest.mark.parametrize("number", ["nine", "ten"])
 def test_the_centre_of_the_mean_is_subtracted_from_every_test_crop(number):
-    crops = augment.evaluation_crops(PICTURES, MEAN, _fields(mean_crop="centre", test_crops=number))
-    np.testing.assert_array_equal(crops, _windows(PICTURES, number) - MEAN[2:10, 2:10])
+    crops = augment.evaluation_crops(IMAGES, MEAN, _fields(mean_crop="centre", test_crops=number))
+    np.testing.assert_array_equal(crops, _windows(IMAGES, number) - MEAN[2:10, 2:10])
 
 
 def test_a_crop_of_the_full_size_is_the_image():
     crop = _crops(crop=SIZE, flip=False)
-    np.testing.assert_array_equal(crop, PICTURES.astype(np.float32) - MEAN)
+    np.testing.assert_array_equal(crop, IMAGES.astype(np.float32) - MEAN)
 
 
 @pytest.mark.parametrize("odd", [7, 9])
 def test_crops_with_odd_margins_lie_within_the_image(odd):
-    assert augment.centre_crop(PICTURES, MEAN, odd).shape == (64, odd, odd, 3)
-    assert augment.evaluation_crops(PICTURES, MEAN, _fields(crop=odd)).shape == (
+    assert augment.centre_crop(IMAGES, MEAN, odd).shape == (64, odd, odd, 3)
+    assert augment.evaluation_crops(IMAGES, MEAN, _fields(crop=odd)).shape == (
         10,
         64,
         odd,

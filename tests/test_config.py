@@ -1,4 +1,4 @@
-"""Configs: every recipe is valid, and whatever is not is refused by name."""
+"""Configs: every recipe is valid, and an invalid field is refused by name."""
 
 import importlib
 import json

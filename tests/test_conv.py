@@ -1,4 +1,4 @@
-"""The convolution's own weight gradient, against sums written out in float64."""
+"""The weight gradient of the convolution, compared with sums in float64."""
 
 from functools import partial
 

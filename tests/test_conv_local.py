@@ -1,4 +1,4 @@
-"""The locally connected layer, against sums written out in float64."""
+"""The locally connected layer, compared with sums in float64."""
 
 import flax.linen as nn
 import jax

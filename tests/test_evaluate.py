@@ -1,4 +1,4 @@
-"""A stop while an evaluation is under way; what it computes is in test_train.py."""
+"""A stop during an evaluation; test_train.py tests what an evaluation computes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ BATCH = 120  # three of the 359 images
 
 
 class StopAt:
-    """A stop that is requested when `number` polls have been answered with no."""
+    """A stop that is requested after `number` polls."""
 
     def __init__(self, number):
         self.left = number
@@ -23,14 +23,14 @@ class StopAt:
 
 
 class OneDevice:
-    """A sharding of batches as they are."""
+    """A sharding that leaves batches unchanged."""
 
     def shard(self, batch):
         return batch
 
 
 class Step:
-    """Judges that every image is of the class `state`."""
+    """Predicts the class `state` for every image."""
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     input_shardings = ((None, dict.fromkeys(("image", "label", "mask"), here)),)
@@ -43,7 +43,7 @@ class Step:
 
 @pytest.fixture
 def setting(config, digits):
-    """Return a function that returns the setting of an evaluation with a stop at some poll."""
+    """Return a function from a number of polls to the setting of an evaluation that stops then."""
     config.batch_size = BATCH
     return lambda number: Setting(config, digits, OneDevice(), StopAt(number))
 

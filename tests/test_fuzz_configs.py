@@ -1,7 +1,7 @@
-"""Generated bad configs and command lines: one line that names it, or the right answer.
+"""Generated bad configs and command lines give the right answer or one line with the cause.
 
-Never another exception, a hang, memory without bound, or a wrong network that passes for a right
-one. FUZZ=10 tries ten times as many cases. How they ended is shown after the tests.
+They never give another exception, a hang, unbounded memory, or a wrong network. FUZZ=10 generates
+ten times as many cases. How they ended is shown after the tests.
 """
 
 import functools
@@ -34,7 +34,7 @@ def _base(name):
 
 
 def _trace(config):
-    """Trace a training step and both evaluations over the devices; nothing is computed."""
+    """Trace a training step and both evaluations over the devices, without computing."""
     sharding = parallel.sharding(config)
     rows, size = config.batch_size // sharding.shares, config.dataset.image_size
     state = abstract_state(config)
@@ -155,7 +155,7 @@ def test_any_text_as_a_value_is_accepted_or_gives_one_line(tmp_path_factory, nam
 @cases(60)
 @given(st.data())
 def test_a_typo_suggests_the_nearest_name(data):
-    """Of a field, a choice, a recipe, a flag or a mode."""
+    """The name is that of a field, a choice, a recipe, a flag or a mode."""
     kind = data.draw(st.sampled_from(("field", "choice", "recipe", "flag", "mode")))
     command = {"config": "configs/quickstart.py", "workdir": "/proc/never", "mode": "summary"}
     long = [name for name in sorted(FIELDS) if len(name.rpartition(".")[2]) > 6]

@@ -1,7 +1,7 @@
-"""Generated bad run directories: one line that names it, or the right answer.
+"""Generated bad run directories give the right answer or one line with the cause.
 
-Never another exception, a hang, memory without bound, or a wrong network that passes for a right
-one. FUZZ=10 tries ten times as many cases. How they ended is shown after the tests.
+They never give another exception, a hang, unbounded memory, or a wrong network. FUZZ=10 generates
+ten times as many cases. How they ended is shown after the tests.
 """
 
 import random
@@ -20,7 +20,7 @@ from tests.generated import cases, one_line, refused
 
 
 def _smallest(data_dir):
-    """One convolution and one hidden layer on 12 of 16 pixels: compiled within a second or two."""
+    """Return a config of one convolution and one hidden layer, which compiles in seconds."""
     config = runs.tiny_config(data_dir)
     model = config.model
     model.layers, model.features, model.kernels = ("conv1",), (4,), (3,)
@@ -34,7 +34,7 @@ def _smallest(data_dir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of four steps, its config, and the states that its checkpoints hold."""
+    """Return a run of four steps, its config, and the states in its checkpoints."""
     root = tmp_path_factory.mktemp("finished")
     config = _smallest(root / "data")
     train.train_and_evaluate(config, root / "run")
@@ -50,7 +50,7 @@ def _is(one, other):
 
 
 def _foreign(root, rng):
-    """Put something that is none of ours beside the checkpoints, or move one of them."""
+    """Put a foreign file beside the checkpoints, or move one of them."""
     checkpoints = root / "checkpoints"
     number = rng.choice(("3", "9", "007", "-1", "x", "1e3", "4.tmp", "99999999999999999999", "٣"))
     how = rng.choice(("file", "folder", "link", "copied", "lost"))
@@ -140,16 +140,16 @@ def test_a_damaged_run_resumes_to_the_same_state_or_gives_one_line(
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_run_predicts_the_same_or_gives_one_line(tmp_path_factory, finished, seed):
     run, _, _ = finished
-    picture = np.full((8, 8, 3), 90, np.uint8)
+    image = np.full((8, 8, 3), 90, np.uint8)
     copy = tmp_path_factory.mktemp("copy") / "run"
     shutil.copytree(run, copy)
     how = fuzz_files.damage(copy / "checkpoints", random.Random(seed))
     try:
-        answer = predict(copy, [picture])
+        answer = predict(copy, [image])
     except InputError as error:
         refused("run directories, predicting", error)
         return
-    assert answer == predict(run, [picture]), how
+    assert answer == predict(run, [image]), how
     outcomes.note("run directories, predicting", "as before")
 
 

@@ -1,4 +1,4 @@
-"""The plan of the package: imports point down, wings are used through their faces."""
+"""The layout of the package: imports point down, and wings are used through their faces."""
 
 import ast
 import functools
@@ -27,7 +27,7 @@ def modules() -> dict[str, pathlib.Path]:
 
 @functools.cache
 def imported(path: pathlib.Path) -> frozenset[tuple[str, str | None]]:
-    """Return (module, name or None) of every import statement of a file, wherever it stands."""
+    """Return (module, name or None) of every import statement in a file."""
     found: set[tuple[str, str | None]] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -46,7 +46,7 @@ def exported(wing: str) -> frozenset[str]:
 
 
 def dependencies(path: pathlib.Path) -> set[str]:
-    """Return the dotted modules of ours that a file imports; of a face, those behind its names."""
+    """Return our modules that a file imports; for a face, the modules behind its names."""
     found = set()
     for module, name in imported(path):
         if module.split(".")[0] == "alexnet_jax":
@@ -65,7 +65,7 @@ def is_wing(dotted: str) -> bool:
 
 
 def reach(module: str) -> set[str]:
-    """Return all modules of ours that `module` imports, directly or through others."""
+    """Return all our modules that `module` imports, directly or through others."""
     left, found = [module], set()
     while left:
         new = dependencies(modules()[left.pop()]) - found

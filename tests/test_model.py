@@ -1,4 +1,4 @@
-"""The network: shapes, counts, columns, initial values, dropout that follows the example."""
+"""The network: shapes, counts, columns, initial values, and dropout per example."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""Numbers going wrong: the run stops and names what went wrong, or goes back with a lower rate."""
+"""A number that is not finite: the run stops and names it, or rewinds with a lower rate."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from tests import runs
 
 
 def test_the_error_names_the_loss_that_is_not_finite_and_the_last_good_checkpoint(config, tmp_path):
-    """Of step n, which the parameters of step n - 1 gave: good is a checkpoint before that."""
+    """The loss of step n is that of the parameters of step n - 1: a good checkpoint is older."""
     runs.all_layers(config.model)
     config.learning_rate, config.num_steps, config.log_every_steps = 1e4, 20, 100
     config.checkpoint_every_steps = 1
@@ -70,7 +70,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
 
 
 def test_a_rewind_moves_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
-    """The same parameters would give the same loss, whatever the learning rate."""
+    """The same parameters would give the same loss at any learning rate."""
     runs.all_layers(config.model)
     config.num_steps, config.checkpoint_every_steps = 6, 1
     config.learning_rate, config.on_nan, config.rewind_divisor = 1e4, "rewind", 1e9
@@ -93,7 +93,7 @@ def test_a_rewind_moves_the_checkpoint_that_led_to_it(config, tmp_path, capsys):
 
 
 def test_the_next_start_knows_of_an_interrupted_rewind(config, digits, tmp_path, capsys):
-    """Its only checkpoint is set aside, and one before had been damaged; then the power goes."""
+    """Its only checkpoint is moved, an earlier one had been damaged, and then power fails."""
     config.rewind_divisor = 4.0
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         state, run = begin(config, tmp_path, digits, checkpoints)

@@ -55,7 +55,7 @@ def undisturbed(recipe):
     config.dataset.image_size = config.augment.crop
     config.augment.flip, config.augment.colour_std = False, 0.0
     config.augment.colour_rule = "paper"
-    if config.augment.crop < 200:  # 1e-4 is for hundreds of epochs: all gradients would vanish
+    if config.augment.crop < 200 and config.model.init_stds:  # 1e-4 is for hundreds of epochs
         config.model.init_stds = (0.01, *config.model.init_stds[1:])
     return config
 

@@ -1,4 +1,4 @@
-"""Claims about the normalisations."""
+"""The normalisations."""
 
 import jax
 import jax.numpy as jnp

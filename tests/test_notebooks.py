@@ -1,4 +1,4 @@
-"""Every notebook of notebooks/ runs on a small run, draws, and uses public names alone."""
+"""Every notebook of notebooks/ runs on a small run, draws, and uses public names only."""
 
 import ast
 import json
@@ -61,7 +61,7 @@ def execute(name, monkeypatch, **parameters):
 
 
 def networks():
-    """The networks on which notebooks are tried, as configs by name."""
+    """Return the networks that the notebooks are tried on, as configs by name."""
     digits = runs.tiny_config("none")
     stages = digits.model.stages
     found = {name: digits.copy_and_resolve_references() for name in ("two", "tanh", "no_lrn")}
@@ -79,7 +79,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory):
-    """Folder of a run of each of `networks`, which has its name: untrained, of three epochs."""
+    """Return a folder with one untrained run per network, with metrics of three epochs."""
     folder = tmp_path_factory.mktemp("runs")
     for name, config in networks().items():
         save_run(folder / name, config)
@@ -89,7 +89,7 @@ def workdirs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Folder of pictures that are neither square nor of one size, in a folder for each class."""
+    """Return a folder of images that are neither square nor of equal size, one folder per class."""
     folder = tmp_path_factory.mktemp("pictures")
     digits = load_digits()
     for i in range(12):
@@ -182,7 +182,7 @@ def test_predict_uses_the_validation_digits(workdirs, digits, monkeypatch, capsy
 
 
 def test_neighbours_uses_the_features_that_predict_uses(workdirs, monkeypatch):
-    """The crops, which the notebook makes itself, are those of `predict`; the nearest are such."""
+    """The notebook crops as `predict` does, and its neighbours are the nearest images."""
     few = load_digits()
     few.images, few.target = few.images[:200], few.target[:200]
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
@@ -207,7 +207,7 @@ def test_neighbours_uses_the_features_that_predict_uses(workdirs, monkeypatch):
 
 
 def test_lrn_shows_the_divisors_of_a_network_of_two_columns(workdirs, photographs, monkeypatch):
-    """The windows end between the columns, and every divisor is that of its output."""
+    """The windows end between the columns, and every divisor belongs to its output."""
     picture = photographs / "3" / "3.png"
     found = execute("lrn", monkeypatch, WORKDIR=workdirs / "two", PICTURE=picture)
     x, y = found["x"], found["y"]

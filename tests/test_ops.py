@@ -1,4 +1,4 @@
-"""Claims about the operations under the transformations of JAX."""
+"""The operations under the transformations of JAX."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tests.operations import OTHER_LRN, activations, lrn, pool, value_and_vjp
 
 @pytest.mark.parametrize("op", [lrn(**OTHER_LRN), pool(3, 2)], ids=["lrn", "pool"])
 class TestTransformations:
-    """What jit, vmap and pmap return is what the plain call returns, gradients included."""
+    """jit, vmap and pmap return what the plain call returns, and the same gradients."""
 
     def gradient(self, op):
         return jax.grad(lambda x: jnp.sum(op(x) ** 2))

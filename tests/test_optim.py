@@ -1,4 +1,4 @@
-"""The update rule and the plateau, against the formulas written out in float64."""
+"""The update rule and the plateau, compared with the formulas in float64."""
 
 import math
 
@@ -29,7 +29,7 @@ def numbers(seed, *leading):
 
 
 def moved(w, v, g, rate, decay):
-    """Return w and v after a step of the paper's rule; a rate of 0 moves neither."""
+    """Return w and v after a step of the paper's rule; a rate of 0 changes neither."""
     if rate == 0:
         return w, v
     v = 0.9 * v - decay * rate * w - rate * g
@@ -152,7 +152,7 @@ def test_conv1_is_frozen_with_its_velocity_from_epoch_72_on(released):
 
 
 def test_a_rate_outside_the_velocity_would_differ_where_it_drops(released):
-    """A trace of gradients, scaled by the rate afterwards, falls tenfold together with it."""
+    """A trace of gradients that is scaled by the rate afterwards falls tenfold with the rate."""
     name = "fc8/kernel"
     params, gradients = numbers(0)[name], numbers(1, STEPS)[name]
 

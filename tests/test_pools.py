@@ -1,4 +1,4 @@
-"""Claims about the poolings."""
+"""The poolings."""
 
 import math
 

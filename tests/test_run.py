@@ -47,7 +47,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(arguments, message, tmp_path):
     ],
 )
 def test_every_kind_of_bad_input_gives_one_line(arguments, message, tmp_path):
-    """As processes end above, in this one."""
+    """In this process, with the exit codes of the processes above."""
     (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
     arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     code, out, err = command(*runs.TINY, f"--workdir={tmp_path / 'run'}", *arguments)

@@ -1,4 +1,4 @@
-"""The network divided between the devices of a pair is the two-column network of one device."""
+"""The network split over a pair of devices equals the two-column network on one device."""
 
 import functools
 import itertools
@@ -61,7 +61,7 @@ def _on_one_device(config):
 def test_gradients_of_split_and_grouped_are_equal(
     two_columns, digits, monkeypatch, number, crossing, whole
 ):
-    """In each of STEPS steps of a run, from the same state, dropout included.
+    """In each of STEPS steps of a run, from the same state, and with dropout.
 
     With momentum 0 and no decay the velocity after a step is the gradient, times the rate. The loss
     agrees always; the gradient may differ once, where a ReLU's input or the difference of two
@@ -180,7 +180,7 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
 
 
 def test_a_device_of_a_pair_holds_about_half(monkeypatch):
-    """Parameters, velocity and maps of configs/alexnet_two_device.py, as the compiler counts them.
+    """The compiler counts parameters, velocity and feature maps of configs/alexnet_two_device.py.
 
     Against the same network on one device; both with batches of 32 images.
     """

@@ -1,4 +1,4 @@
-"""Run directories as training leaves them, made without training, data or a compilation."""
+"""Run directories as after training, written without training, data or compiling."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def save_run(
 def write_run(
     workdir: pathlib.Path, val_errors: Iterable[float], *, ended: bool = True, **changes: Any
 ) -> pathlib.Path:
-    """Write a run of two training lines an epoch and the given error after each; no checkpoint.
+    """Write a run with two training lines and the given error per epoch, without a checkpoint.
 
     `changes` are those of the tiny config.
     """

@@ -1,4 +1,4 @@
-"""What is read of metrics.jsonl, and the curves of runs that are drawn of it."""
+"""Reading metrics.jsonl, and drawing the curves of runs."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Experiments: differences that do what they are named for, what is reported, what is refused."""
+"""Experiments: ablations do what their names say; what is reported and what is refused."""
 
 import json
 import os
@@ -291,7 +291,7 @@ def test_the_ablations_of_each_recipe_have_their_own_directory(tmp_path, monkeyp
 
 
 def test_an_experiment_leaves_accelerators_to_its_runs():
-    """They are processes of their own, and what one process holds of a GPU another cannot get."""
+    """The runs are separate processes, and they need the memory of a GPU."""
     code = "import jax, os; from experiments import command_line"
     code += "; command_line.main(lambda: print(jax.config.jax_platforms, dict(os.environ)) or 0)"
     environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}

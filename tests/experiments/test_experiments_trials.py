@@ -1,4 +1,4 @@
-"""Trials: they go on, stop with who began them, are not trained twice; failures are remembered."""
+"""Trials resume, stop with the process that started them, are trained once; failures are kept."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ signal.pause()
 
 @pytest.fixture
 def fake_run(tmp_path, monkeypatch):
-    """Let trials run FAKE_RUN, and what they ask on the side take no time."""
+    """Let trials run FAKE_RUN, poll often, and not ask for the device."""
     (tmp_path / "run.py").write_text(FAKE_RUN)
     for name in ("figure1", "cifar10_80sec"):
         config_lib.save(read(name), tmp_path / f"{name}.json")
@@ -84,7 +84,7 @@ def test_a_run_is_finished_only_with_the_result_of_its_own_config(tmp_path):
 
 
 def train_until_there(monkeypatch):
-    """Let what FAKE_RUN would do for ever end with its last line."""
+    """End FAKE_RUN after its last line; it would wait forever."""
 
     def until_there(trial, workdir):
         directory = trial.directory(workdir)

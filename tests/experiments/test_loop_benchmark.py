@@ -1,4 +1,4 @@
-"""That the benchmark of the training loop runs; its times are nobody's claim here."""
+"""The benchmark of the training loop runs; no test claims its times."""
 
 from experiments.benchmarks import loop
 from tests import runs

@@ -1,4 +1,4 @@
-"""The report of runs: what the page says of finished, stopped, failed and damaged ones."""
+"""The report: what the page shows of finished, stopped, failed and damaged runs."""
 
 import base64
 import html.parser
@@ -17,12 +17,12 @@ from tests.untrained import save_run, write_run
 
 
 class Page(html.parser.HTMLParser):
-    """The cells of each table, the pictures, and all that a page could load."""
+    """The cells of each table, the images, and every address that the page could load."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tables: list[list[list[str]]] = []
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.loaded: list[str] = []
         self.tags: set[str] = set()
         self._in_cell = False
@@ -32,7 +32,7 @@ class Page(html.parser.HTMLParser):
         self.tags.add(tag)
         self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset")]
         if tag == "img":
-            self.pictures.append(dict(attrs)["alt"])
+            self.images.append(dict(attrs)["alt"])
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
@@ -49,7 +49,7 @@ class Page(html.parser.HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def rows(self, table: int = 0) -> list[dict[str, str]]:
-        """Return a table's rows by its headings."""
+        """Return the rows of the table with these headings."""
         head, *body = self.tables[table]
         return [dict(zip(head, row, strict=True)) for row in body]
 
@@ -137,22 +137,22 @@ def test_the_report_shows_the_filters_of_the_best_checkpoint(tmp_path):
     report.report([tmp_path / "run"], tmp_path / "out")
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert page.rows()[0]["time"] == "0:00:12"
-    assert page.pictures[1] == "Filters of 1 run, step 0."
-    with Image.open(tmp_path / "out" / "filters-1-run.png") as picture:
-        assert picture.height > 2 * filters.SIDE  # two columns, one above the other
+    assert page.images[1] == "Filters of 1 run, step 0."
+    with Image.open(tmp_path / "out" / "filters-1-run.png") as image:
+        assert image.height > 2 * filters.SIDE  # two columns, one above the other
 
 
 def test_each_filter_is_scaled_to_its_own_range():
     kernel = np.zeros((11, 11, 3, 18), np.float32)
     kernel[..., 0] = np.linspace(-2, 6, 363).reshape(11, 11, 3)
     kernel[..., 17] = 1e-3 * kernel[..., 0]
-    picture = filters.mosaic(kernel)
-    assert picture.shape == (2 * 44 + 4, 16 * 44 + 15 * 4, 3)
-    first, last = picture[:44:4, :44:4], picture[48::4, 48:92:4]
+    image = filters.mosaic(kernel)
+    assert image.shape == (2 * 44 + 4, 16 * 44 + 15 * 4, 3)
+    first, last = image[:44:4, :44:4], image[48::4, 48:92:4]
     np.testing.assert_allclose(first, np.linspace(0, 1, 363).reshape(11, 11, 3), atol=1e-6)
     np.testing.assert_allclose(last, first, atol=1e-6)
-    np.testing.assert_array_equal(picture[:44, 48:92], 0.5)  # of equal weights
-    np.testing.assert_array_equal(picture[44:48], 1)
+    np.testing.assert_array_equal(image[:44, 48:92], 0.5)  # equal weights
+    np.testing.assert_array_equal(image[44:48], 1)
 
 
 def test_the_directory_of_an_experiment_stands_for_its_runs(tmp_path):

@@ -13,7 +13,7 @@ PAGE = (ROOT / results_table.PAGE).read_text()
 
 
 def test_the_table_is_that_of_the_files():
-    """After `python experiments/reports/results_table.py --write` it is."""
+    """If it does not, run `python experiments/reports/results_table.py --write`."""
     shown = PAGE.partition(results_table.BEGIN)[2].partition(results_table.END)[0]
     assert shown == results_table.table(RESULTS)
 

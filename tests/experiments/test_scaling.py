@@ -1,4 +1,4 @@
-"""What devices send each other in a training step, as the compiled program has it."""
+"""What devices send each other in a training step, read from the compiled program."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def test_devices_exchange_the_gradient_and_three_metrics_once(step, devices):
 
 @pytest.mark.parametrize("devices", DEVICES)
 def test_a_pair_exchanges_the_inputs_of_layers_that_cross(step, devices):
-    """Maps before conv3 and fc6, units after fc6 and fc7: there, and their gradients back.
+    """Feature maps before conv3 and fc6, units after fc6 and fc7, and the gradients of all four.
 
     And the logits, of which each then has its own gradient; and two squares for the norms.
     """

@@ -1,4 +1,4 @@
-"""What the benchmark of the start records; its times are nobody's claim here."""
+"""What the benchmark of the start records; no test claims its times."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""What the benchmark of the training step reckons with; its times are nobody's claim here."""
+"""What the benchmark of the training step calculates; no test claims its times."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from experiments.benchmarks import step_peers
 
 
 def test_operations_agree_with_the_summary():
-    """Multiply-adds of the forward pass and of both gradients, but conv1's for the pictures."""
+    """Multiply-adds of the forward pass and of both gradients; conv1 has no input gradient."""
     forward, conv1 = 1_135_256_096, 105_415_200  # run.py --mode=summary, in the README
     assert step_peers.operations() == 2 * (3 * forward - conv1)
 

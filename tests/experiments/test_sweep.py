@@ -51,7 +51,7 @@ FIXED = ("--config.num_steps=4", "--config.batch_size=64")
 
 @pytest.fixture
 def fake_run(tmp_path, monkeypatch):
-    """Directory in which the fake lies in place of run.py."""
+    """Return the directory that holds the fake in place of run.py."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "run.py").write_text(FAKE)
@@ -156,7 +156,7 @@ def test_a_grid_is_run_completely_and_the_best_command_is_that_of_the_best_run(
 
 
 def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
-    """Whatever its run does until it stops, it counts by what it was at that epoch."""
+    """Its error is that of the epoch of the decision, whatever the run does until it stops."""
     workdir = tmp_path / "sweep"
     values = "--sweep.model.dropout=0.5,0.6,0.61,0.62,0.63,0.64"
     grid = ("--sampler=grid", "--sweep.learning_rate=0.1,0.2", values, "--prune_after=3")
@@ -173,7 +173,7 @@ def test_a_trial_worse_than_the_median_is_stopped(fake_run, tmp_path):
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_the_values_drawn_do_not_depend_on_interruptions(sampler, fake_run, tmp_path, monkeypatch):
-    """A signal stops the run of the fourth trial, saved, and the same command goes on with it."""
+    """A signal stops the fourth trial, which is saved; the same command resumes it."""
     few_at_random = functools.partial(optuna.samplers.TPESampler, n_startup_trials=2)
     monkeypatch.setattr(optuna.samplers, "TPESampler", few_at_random)
     waits = '"stopped" in workdir.parts and workdir.name == "0003"'
@@ -295,7 +295,7 @@ def test_runs_that_fail_before_any_step_end_the_sweep(fake_run, tmp_path, capsys
 
 
 def test_a_failed_trial_that_another_worker_completed_has_not_failed(tmp_path):
-    """A worker may be killed after it has said why its trial failed, and before it ends it."""
+    """A worker may be killed after it has recorded a failure and before it ends the trial."""
     said = {sweep_report.FAILURE: "exit code 2: error: no memory"}
     states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED]
     values = [0.5, None, None]

@@ -1,4 +1,4 @@
-"""What a program frees is kept for its next step (alexnet_jax/host/heap.py)."""
+"""Memory that a step frees is kept for the next step (alexnet_jax/host/heap.py)."""
 
 import os
 import platform
@@ -64,7 +64,7 @@ def test_the_command_line_keeps_freed_memory_from_the_start(monkeypatch, capsys)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_the_runs_of_an_experiment_keep_freed_memory(tmp_path, monkeypatch):
-    """That process has a thread of its own beside the run: begun before, it would undo it."""
+    """That process also has a thread; the setting would have no effect after its start."""
     (tmp_path / "run.py").write_text(_FAULTS)
     monkeypatch.setattr(run_process, "ROOT", tmp_path)
     with run_process.running(["keep"], tmp_path) as process:

@@ -1,4 +1,4 @@
-"""Output that cannot be written ends nothing (alexnet_jax/host/streams.py)."""
+"""Output that cannot be written does not stop a run (alexnet_jax/host/streams.py)."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tests import runs
 
 
 def _with(redirections, *arguments, **options):
-    """`python` with arguments whose shell command line ends in `redirections`."""
+    """Run `python` with arguments and the shell's `redirections`."""
     command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, *arguments]
     pipe = subprocess.PIPE
     return subprocess.run(command, cwd=runs.ROOT, stdout=pipe, stderr=pipe, text=True, **options)

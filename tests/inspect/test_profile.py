@@ -55,7 +55,7 @@ def test_the_parts_in_sequence_are_the_network(config, monkeypatch):
     ("parallel", "accumulate_steps", "cache"),
     [("pmap", 2, "device"), pytest.param("split", 1, "none", marks=pytest.mark.slow)],
 )
-def test_profiling_writes_a_trace_and_tables_and_refuses_a_run_directory(
+def test_it_writes_a_trace_and_tables_and_does_not_change_runs(
     config, tmp_path, parallel, accumulate_steps, cache
 ):
     workdir = tmp_path / "profile"

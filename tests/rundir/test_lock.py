@@ -31,7 +31,7 @@ def test_a_run_takes_the_lock_of_a_dead_process(tmp_path):
 
 
 def test_a_lock_released_while_another_process_waits_for_it_is_not_shared(tmp_path, monkeypatch):
-    """Who has opened a file that its holder then removes must not take that for the lock."""
+    """A process that opens the lock just before its holder removes it does not hold it."""
     import fcntl
 
     flock, calls = fcntl.flock, []
@@ -52,7 +52,7 @@ def test_a_lock_released_while_another_process_waits_for_it_is_not_shared(tmp_pa
 
 @pytest.fixture
 def of_folder(config, tmp_path):
-    """Return the tiny config on a folder of uncompressed images, which have all one size."""
+    """Return the tiny config on a folder of uncompressed images of equal size."""
     folder = make_folder(tmp_path / "pets", size=72, extension=".ppm")
     config.dataset.name, config.dataset.path = "folder", str(folder)
     config.dataset.data_dir, config.model.num_classes = str(tmp_path / "data"), 2
@@ -60,7 +60,7 @@ def of_folder(config, tmp_path):
 
 
 def _begin(config, directory, **saved):
-    """Begin or resume the run in `directory`, save its first checkpoint, return the JSON of it."""
+    """Begin or resume the run in `directory`, save its first checkpoint, and return its record."""
     dataset = data.open_dataset(prepare(config.dataset))
     with checkpoint.Checkpoints(directory) as checkpoints:
         state, record = resume.begin(config, directory, dataset, checkpoints)

@@ -1,4 +1,4 @@
-"""What a run writes about itself."""
+"""The metrics that a run writes."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from tests import runs
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a list whose only element is the time that is shown."""
+    """Return a list whose only element is the current time."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
@@ -110,7 +110,7 @@ def test_lines_of_steps_that_run_again_are_dropped_with_damaged_lines(tmp_path, 
 
 
 def test_a_metric_that_the_step_returns_is_logged(config, folder, tmp_path, monkeypatch):
-    """With no list to add it to; of a step that is not logged only what is checked is fetched."""
+    """No list names it. Of a step that is not logged, only the checked metrics are fetched."""
 
     def step_with_another(*arguments, **options):
         state, found = train_step(*arguments, **options)

@@ -139,13 +139,13 @@ def given(tmp_path, command, monkeypatch):
 
 
 @pytest.mark.slow
-def test_kills_on_two_devices_change_nothing(given):
+def test_a_run_on_two_devices_that_is_killed_is_resumed_exactly(given):
     record = kills.stress(given)
     assert [run["wrong"] for run in record["runs"]] == [[]] * len(record["runs"])
     assert {run["layout"] for run in record["runs"]} == {"two", "split"}
 
 
-def test_kills_are_recorded_run_by_run_and_continued(given, monkeypatch):
+def test_the_record_of_kills_grows_run_by_run_and_is_resumed(given, monkeypatch):
     def killed_run(layout, number, seed):
         done = {"signals": "SIGKILL", "phase": "train", "code": -9}
         return {"run": number, "layout": "one", "kills": [done] * 4, "wrong": []}
