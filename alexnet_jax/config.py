@@ -13,7 +13,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import ADDED, CHANGEABLE, FIELDS, Field, bad_value, shown, unknown_field
+from alexnet_jax.fields import (
+    ADDED,
+    CHANGEABLE,
+    FIELDS,
+    RENAMED,
+    Field,
+    bad_value,
+    shown,
+    unknown_field,
+)
 from alexnet_jax.host import regular, sync
 from alexnet_jax.layers import layer_names, walk, wrong_length
 
@@ -132,7 +141,7 @@ def _validate_schedule(config: ConfigDict) -> None:
     names = [f"{layer}/{p}" for layer in layer_names(config.model) for p in ("kernel", "bias")]
     patterns = {
         "milestones": [pattern for _, pattern, _ in config.milestones],
-        "rate_factors": [pattern for pattern, _ in config.rate_factors],
+        "lr_multipliers": [pattern for pattern, _ in config.lr_multipliers],
         "weight_decays": [pattern for pattern, _ in config.weight_decays],
     }
     for field, given in patterns.items():
@@ -190,7 +199,8 @@ def validate_read(config: ConfigDict, path: pathlib.Path) -> None:
 def from_dict(tree: dict) -> ConfigDict:
     """Return the ConfigDict of a tree read from JSON, in which tuples have become lists.
 
-    Fields that the version which wrote it did not have yet get the value it acted by.
+    Fields that the version which wrote it did not have get the value that it used, and fields that
+    have another name since then get that name.
     """
 
     def tuples(value: Any) -> Any:
@@ -198,7 +208,8 @@ def from_dict(tree: dict) -> ConfigDict:
             return {name: tuples(leaf) for name, leaf in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(ADDED | tuples(tree))
+    named = {RENAMED.get(name, name): value for name, value in tree.items()}
+    return ConfigDict(ADDED | tuples(named))
 
 
 def refuse_changes(

@@ -142,7 +142,7 @@ FIELDS = {
     ),
     "momentum": _fraction().means("of the velocity"),
     "weight_decay": _number(0).means("of all parameters that weight_decays does not name"),
-    "rate_factors": _by_parameter("factors of their learning rate", 2.0).means(
+    "lr_multipliers": _by_parameter("factors of their learning rate", 2.0).means(
         "factors of the learning rate for parameters, by globs of their names"
     ),
     "weight_decays": _by_parameter("their weight decay", 0.0).means(
@@ -304,6 +304,8 @@ CHANGEABLE = frozenset(
     }
 )
 
+RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier versions
+
 # Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
 
@@ -333,7 +335,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def unknown_field(name: str) -> InputError:
     """Return the error for a dotted field name that does not exist, with the nearest that does."""
     last = name.rpartition(".")[2]  # --config.crop for augment.crop
-    same = [f for f in FIELDS if f.rpartition(".")[2] == last]
+    same = [RENAMED[name]] if name in RENAMED else []
+    same += [f for f in FIELDS if f.rpartition(".")[2] == last]
     hint = f"; did you mean {same[0]!r}?" if same else nearest(name, FIELDS)
     shown = repr(name) if len(name) <= 200 else repr(name[:200]) + " ..."
     return InputError(f"config has no field {shown}{hint or '; alexnet_jax/fields.py lists them'}")

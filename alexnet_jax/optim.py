@@ -75,7 +75,7 @@ def learning_rate(
 ) -> Any:
     """Return the learning rate of the parameter `name` in training step `step`, counted from 0.
 
-    It is `config.learning_rate` times `scale`, the plateau's, times the `config.rate_factors` for
+    It is `config.learning_rate` times `scale`, the plateau's, times the `config.lr_multipliers` for
     that name and the factors of the `config.milestones` for it that have been reached. A milestone
     of epoch e holds from the first step that begins after e - 1 epochs of `num_train` examples:
     epochs are counted from 1, as in the authors' code.
@@ -84,7 +84,7 @@ def learning_rate(
     layers.
     """
     rate = config.learning_rate * scale
-    for names, factor in config.rate_factors:
+    for names, factor in config.lr_multipliers:
         if fnmatch.fnmatchcase(name, names):
             rate *= factor
     for epoch, names, factor in config.milestones:

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.learning_rate = 0.01
     config.momentum = 0.9
     config.weight_decay = 5e-4
-    config.rate_factors = ()  # such as (("*/bias", 2.0),)
+    config.lr_multipliers = ()  # such as (("*/bias", 2.0),)
     config.weight_decays = ()  # such as (("*/bias", 0.0),)
     config.schedule = "plateau"
     config.milestones = ()  # such as ((25, "*", 0.1),): from the 25th epoch on

@@ -28,7 +28,7 @@ from alexnet_jax.configs import alexnet
 def get_config() -> ConfigDict:
     """Return the recipe."""
     config = alexnet.get_config()
-    config.rate_factors = (("*/bias", 2.0),)
+    config.lr_multipliers = (("*/bias", 2.0),)
     config.weight_decays = (("*/bias", 0.0),)
     config.schedule = "epochs"
     config.milestones = (

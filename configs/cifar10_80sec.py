@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     """Return the recipe."""
     config = alexnet.get_config()
     config.learning_rate = 0.001
-    config.rate_factors = (("*/bias", 2.0),)
+    config.lr_multipliers = (("*/bias", 2.0),)
     config.weight_decay = 0.004
     config.weight_decays = (("fc*", 0.03), ("*/bias", 0.0))
     config.num_epochs = 24

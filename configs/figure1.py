@@ -22,7 +22,7 @@ from alexnet_jax.configs import cifar10_18pct
 def get_config() -> ConfigDict:
     """Return the recipe."""
     config = cifar10_18pct.get_config()
-    config.rate_factors = ()
+    config.lr_multipliers = ()
     config.weight_decay = 0.0
     config.weight_decays = ()
     config.num_epochs = 60

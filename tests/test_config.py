@@ -92,8 +92,8 @@ def test_the_default_recipe_has_every_field():
         ("model.init_std", 0.0),
         ("model.init_stds", (0.01,) * 7 + (0.0,)),
         ("model.cross_layers", ("conv1",)),
-        ("rate_factors", (("*/bias",),)),
-        ("rate_factors", (("*/bias", -1.0),)),
+        ("lr_multipliers", (("*/bias",),)),
+        ("lr_multipliers", (("*/bias", -1.0),)),
         ("weight_decays", ("*/bias", 0.0)),
         ("milestones", ((1, "*", 0.1),)),
         ("milestones", ((25, 0.1),)),
@@ -187,7 +187,10 @@ def test_a_network_that_cannot_be_split_is_refused(changes, message):
     ("changes", "message"),
     [
         ({"milestones": ((9, "*", 0.1),)}, "milestones count only with --config.schedule=epochs"),
-        ({"rate_factors": (("conv6/*", 2.0),)}, "rate_factors names 'conv6/.', which no parameter"),
+        (
+            {"lr_multipliers": (("conv6/*", 2.0),)},
+            "lr_multipliers names 'conv6/.', which no parameter",
+        ),
         ({"weight_decays": (("bias", 0.0),)}, "weight_decays names 'bias', which no parameter"),
         ({"schedule": "epochs", "milestones": ((9, "fc9/*", 0.1),)}, "milestones names 'fc9/.'"),
         ({"model.initializer": "he_normal", "model.init_stds": (0.1,) * 8}, "init_stds has no eff"),
@@ -260,3 +263,11 @@ def test_every_field_has_a_meaning_and_help_shows_it(capsys):
     for name, field in FIELDS.items():
         assert field.meaning, name
         assert re.search(rf"^  {re.escape(name)} +{re.escape(field.meaning)}$", shown, re.M), name
+
+
+def test_a_field_under_its_old_name_is_read_from_runs_and_refused_on_the_command_line(config):
+    old = config.to_dict()
+    old["rate_factors"] = old.pop("lr_multipliers")
+    assert config_lib.from_dict(old) == config_lib.from_dict(config.to_dict())
+    with pytest.raises(InputError, match="no field 'rate_factors'; did you mean 'lr_multipliers'"):
+        command_line.read_config(["--config=quickstart", "--config.rate_factors=()"])

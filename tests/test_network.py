@@ -193,7 +193,7 @@ IMAGENET = {
     "learning_rate": (0.01, 0.01),
     "momentum": (0.9, 0.9),
     "weight_decay": (5e-4, 5e-4),
-    "rate_factors": ((), (("*/bias", 2.0),)),
+    "lr_multipliers": ((), (("*/bias", 2.0),)),
     "weight_decays": ((), (("*/bias", 0.0),)),
     "schedule": ("plateau", "epochs"),
     "plateau.factor": (0.1, 0.1),
