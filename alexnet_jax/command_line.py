@@ -153,8 +153,10 @@ def _help(values: flags.FlagValues) -> str:
         f"\nrecipes: {', '.join(sorted(_recipes()))}\n\nflags:",
     ]
     for name in ("config", "workdir", "mode", "images", "out", "prepare_shard", "distributed"):
-        choices = f" ({'|'.join(MODES)})" if name == "mode" else ""
-        lines.append(f"  --{name:<14} {values[name].help}{choices}")
+        meaning = (values[name].help or "").partition(";\n")[
+            0
+        ]  # absl adds how often it may be given
+        lines.append(f"  --{name:<14} {meaning}")
     lines.append("\nfields of a config, each --config.FIELD=VALUE:")
     for name, field in FIELDS.items():
         lines.append(f"  {name:<28} {field.meaning}\n{'':<31}{field.expected}")
@@ -267,7 +269,7 @@ def _explained(error: BaseException, values: flags.FlagValues, recipe: str | Non
         field = name if name in FIELDS else OTHER_NAMES.get(name) or last.get(name)
         if field in FIELDS:
             return InputError(f"there is no flag --{name}; did you mean '--config.{field}'?")
-        hint = nearest(name, values) or "; --help lists them"
+        hint = nearest(f"--{name}", [f"--{flag}" for flag in values]) or "; --help lists them"
         return InputError(f"there is no flag --{error.flagname}{hint}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not isinstance(error, flags.Error) or "Traceback (most recent call last):" in str(error):
@@ -305,8 +307,8 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
         if result is not None:
             print(
                 f"{workdir}: {_errors(result, config.model.num_classes)}{_skipped(result)};"
-                f" {result['seconds']:.0f} s. It holds result.json, metrics.jsonl, config.json,"
-                " checkpoints/ and tensorboard/"
+                f" {result['seconds']:.0f} s. The directory contains result.json, metrics.jsonl,"
+                " config.json, checkpoints/ and tensorboard/"
             )
     elif mode == "profile":
         print(profile(config, workdir))
@@ -354,5 +356,5 @@ def _errors(result: dict[str, Any], num_classes: int) -> str:
     of_one, of_ten = top5 if num_classes > 5 else ("", "")
     return (
         f"step {result['step']}: validation top-1 error {result['top1_error']:.2%}{of_one}"
-        f" (ten crops: {result['ten_crop_top1_error']:.2%}{of_ten})"
+        f" (test crops: {result['ten_crop_top1_error']:.2%}{of_ten})"
     )

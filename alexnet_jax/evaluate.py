@@ -19,7 +19,7 @@ from alexnet_jax.setting import Setting
 from alexnet_jax.state import TrainState
 from alexnet_jax.step import eval_step
 
-EVALUATIONS = ("evaluation", "ten crops")  # as progress names them, in the order of the steps
+EVALUATIONS = ("evaluation", "test crops")  # as progress names them, in the order of the steps
 
 
 def eval_steps(config: ConfigDict, sharding: parallel.Pmap | parallel.Split) -> list[Any]:
@@ -38,7 +38,7 @@ def lowered_eval_steps(setting: Setting, state: TrainState) -> list[Any]:
 
 def eval_batch_size(config: ConfigDict) -> int:
     """Return how many examples are evaluated at a time: as many as are trained on at a time."""
-    return config.batch_size // config.accumulate_steps
+    return max(1, config.batch_size // config.accumulate_steps)
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
     Args:
       workdir: the directory of a run, finished or not.
       given: a config; its `dataset` and `batch_size` are used in place of the run's. Without
-        it nothing is downloaded or prepared: a run may be a stranger's.
+        it nothing is downloaded or prepared: a run may come from someone else.
 
     Returns:
       `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`,
@@ -121,7 +121,7 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
     steps = parallel.compiled(*lowered_eval_steps(setting, replicated))
     for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=True):
         metrics = evaluate(step, replicated, setting, what)
-        assert metrics is not None  # nobody requests to stop
+        assert metrics is not None  # no stop can be requested here
         result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
     counts = {"skipped_records": dataset.num_damaged, "num_classes": len(dataset.class_names)}
     return result | counts

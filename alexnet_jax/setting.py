@@ -1,4 +1,4 @@
-"""What a run works with: data, devices, checkpoints and the request to stop, opened once."""
+"""The resources of a run: data, devices, checkpoints and the request to stop, opened once."""
 
 import dataclasses
 
@@ -36,8 +36,8 @@ def open_setting(config: ConfigDict) -> Setting:
     """Return data and devices for training `config`, the data prepared where they are not.
 
     Raises:
-      InputError: the devices do not fit the config, the memory does not fit them, or the data are
-        not there or have another number of classes.
+      InputError: the config does not fit the devices or their memory, or the data do not exist or
+        have another number of classes.
     """
     sharding = parallel.sharding(config)
     _refuse_too_large(config, sharding)

@@ -87,7 +87,7 @@ class Programs(NamedTuple):
     """What is compiled once for a run, each for replicated states.
 
     Attributes:
-      train: the training step, (state, batch) -> (state, metrics); it is donated the state.
+      train: the training step, (state, batch) -> (state, metrics), which donates the state.
       evaluate, ten_crop: (state, batch) -> sums of metrics.
       cached: the training set where it lies on the devices, else empty: a part of each batch.
     """
@@ -103,12 +103,12 @@ def _run(
 ) -> dict[str, Any] | None:
     """Take the steps that are left, evaluating and saving in between, and return the result.
 
-    `state` is on one device, `run` its record, which is kept up to date. None is returned where a
-    stop was requested.
+    `state` is on one device, and `run`, its record, is kept up to date. Returns None if a stop was
+    requested.
     """
     config, dataset, sharding = setting.config, setting.dataset, setting.sharding
     checkpoints, stop, first = setting.checkpoints, setting.stop, int(state.step)
-    assert checkpoints is not None  # which only those that measure do without
+    assert checkpoints is not None  # None only in benchmarks
     num_steps = total_steps(config, dataset.num_train)
     state = sharding.replicate(state)
     batches = train_batches(setting, programs.train, programs.cached, first)
@@ -134,7 +134,7 @@ def _run(
             stopping = stop.requested  # once: a stop that comes later than this saves later
             save = stopping or step % config.checkpoint_every_steps == 0
             if evaluated or (save and step > first):
-                writer.sync()  # what a checkpoint rests on is on the disk before it
+                writer.sync()  # metrics reach the disk before their checkpoint
                 run.seconds = writer.seconds()
                 checkpoints.save(step, sharding.unreplicate(state), run)
                 writer.resume_clock(step)
@@ -153,9 +153,9 @@ def _run(
 
 
 def _finished(setting: Setting, workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
-    """Return the result of a run that has ended; else say where it begins, and forget the result.
+    """Return the result of a finished run; otherwise print the start step and delete result.json.
 
-    A result that is there is of a run that is being made longer.
+    An existing result.json is of a shorter run, which is now being extended.
     """
     num_steps = total_steps(setting.config, setting.dataset.num_train)
     primary = jax.process_index() == 0

@@ -4,7 +4,7 @@ Source    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep C
           Networks", NIPS 2012. One column instead of the paper's two (see `model.groups`).
 Data      imagenet2012: 256 px squares, random 227 px crops, flips, PCA colour.
 Hardware  any number of GPUs, TPU cores or CPUs that divides the batch; each holds the network.
-Cost      62.4 million parameters; 1.13 G multiply-adds per image forward, about 6.5 GFLOP per image
+Cost      62.4 million parameters; 1.14 G multiply-adds per image forward, 6.6 GFLOP per image
           and training step; 90 epochs are 115 million images.
 Error     the paper gives 18.2 % top-5 error for one net (ten crops). Not run on ImageNet yet.
           Trained as it is on 6,340 photographs of ten dog breeds, validation top-1 error was 66,

@@ -176,6 +176,7 @@ def test_a_typo_suggests_the_nearest_name(data):
     else:
         right = data.draw(st.sampled_from(("config", "workdir", "mode", "images")))
         command[fuzz_configs.typo(data.draw, right)] = command.pop(right, "x")
+        right = f"--{right}"
     words = [f"--{name}={value}" for name, value in command.items()]
     message = one_line(*fuzz_configs.command(*words), "typos")
     assert f"did you mean {right!r}?" in message, message
@@ -203,7 +204,7 @@ def test_a_typo_suggests_the_nearest_name(data):
         (["--config=configs/alexnet.py\n"], r"alexnet.py\\n does not exist; did you mean"),
         (["--config=/dev/zero"], "/dev/zero is not a file"),
         (["--config"], "Missing value for flag --config"),
-        (["--confg.seed=1"], "no flag --confg.seed; did you mean 'config'"),
+        (["--confg.seed=1"], "no flag --confg.seed; did you mean '--config'"),
         (["--config.dataset.name=imagnet2012"], "imagenet2012"),
         (["--config.num_epochs=1\n2"], "config.num_epochs="),
         (["--config={tmp}/loses.py"], "loses.py cannot be loaded: .*of get_config"),

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Protocol, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds in which the same signal once more is the same request: timeout(1) sends its own to the
+# Seconds within which a repeated signal is the same request: timeout(1) sends its own to the
 # process and to the process group, and batch systems to the job and each of its steps.
 SAME = 0.5
 
@@ -31,10 +31,10 @@ class Stop(Protocol):
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM sets `requested` instead of ending the process.
 
-    The loop finishes its step, saves and leaves. The other signal, or the same after SAME seconds,
-    ends the process at once, with the exit code of a process that the signal has killed;
-    checkpoints get their names when they are whole, so that one in the making is not taken for one.
-    Outside the main thread, where Python does not give signals away, `requested` stays as it is.
+    The loop finishes its step, saves and returns. The other signal, or the same one after SAME
+    seconds, ends the process immediately, with the exit code of a process that the signal has
+    killed. Checkpoints get their names only when they are complete, so an unfinished one is never
+    used. Outside the main thread, which alone can handle signals, `requested` stays False.
 
     Attributes:
       requested: whether a signal has come.

@@ -75,6 +75,8 @@ def load_image(image: ImageLike, size: int, name: str | None = None) -> np.ndarr
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
         if isinstance(error, OSError) and limit_met(error):  # the image may be whole
             raise
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{name} does not exist") from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(reason.split())[:200]
         raise InputError(f"{name} cannot be decoded as an image ({reason})") from error

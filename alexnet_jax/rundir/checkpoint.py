@@ -2,12 +2,12 @@
 
 A checkpoint holds one unreplicated copy of the state, so that it can be restored on any number of
 devices, and beside it, as JSON, what the state does not say: config, class names, metrics and
-seconds so far, format, the code's version, and shape, type and checksum of every array, for a
-flipped bit would go unnoticed.
+seconds so far, format, the code's version, and shape, type and checksum of every array. The
+checksums detect flipped bits.
 
-Orbax writes what a checkpoint holds. Which checkpoints there are is asked of the directory each
-time, for a trainer may save and delete beside a reader: a checkpoint has its name when it is whole,
-and loses it before anything of it is deleted.
+Orbax writes what a checkpoint holds. The list of checkpoints is read from the directory each time,
+because a run may save and delete them while another process reads. A checkpoint gets its name when
+it is complete, and loses it before anything of it is deleted.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def _goodness(metrics: dict[str, float] | None) -> float:
 class Checkpoints:
     """The checkpoints in `workdir`/checkpoints. A context that waits for a save in flight.
 
-    Of several processes the first writes and sets aside, and says what the others read. None waits
-    for another at a barrier of orbax.
+    With several processes, process 0 writes and quarantines checkpoints, and tells the others which
+    step to read. None waits for another at a barrier of orbax.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
@@ -87,7 +87,7 @@ class Checkpoints:
         handler = ocp.CompositeCheckpointHandler(
             "state",
             "run",
-            # Read by the version before, which chose what to keep by them.
+            # The previous version reads these to choose what to keep.
             metrics=ocp.JsonCheckpointHandler("metrics", multiprocessing_options=alone),
             composite_options=ocp.CompositeOptions(
                 multiprocessing_options=alone, async_options=whole
@@ -121,7 +121,7 @@ class Checkpoints:
             self._save_failed = True
             words = getattr(error, "strerror", None) or str(error)
             reason = " ".join(words.split())[-100:].rpartition(": ")[2]  # the innermost
-            remedy = integrity.remedy(error) or "when that is mended"
+            remedy = integrity.remedy(error) or "fix the cause"
             raise InputError(
                 f"cannot write {self.path} ({reason}): {remedy}; the same command continues"
             ) from error
@@ -168,14 +168,17 @@ class Checkpoints:
     def _put_replacements_in_place(self) -> None:
         """Give each replacement, which is whole, the name of its step; see `save`."""
         for new in list(self.path.glob(f"*{_REPLACEMENT}")):
+            if not re.fullmatch("0|[1-9][0-9]*", new.name.removesuffix(_REPLACEMENT)):
+                continue
             step = int(new.name.removesuffix(_REPLACEMENT))
             if (self.path / str(step)).exists():
+                shutil.rmtree(self.path / f"{step}{_REMOVED}", ignore_errors=True)
                 (self.path / str(step)).rename(self.path / f"{step}{_REMOVED}")
             new.rename(self.path / str(step))
             shutil.rmtree(self.path / f"{step}{_REMOVED}", ignore_errors=True)
 
     def _accept(self) -> None:
-        """Read back what was saved, and delete what need not be kept when it counts.
+        """Read back what was saved, then delete checkpoints that are no longer kept.
 
         Orbax calls this in its thread before it gives the checkpoint its name. What raises here is
         a save that failed: nothing is deleted, and what was written never gets its name.
@@ -322,7 +325,7 @@ class Checkpoints:
         return newest
 
     def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, RunRecord] | None:
-        newest = None
+        newest, quarantined = None, False
         for step in reversed(_steps(self.path)):
             try:
                 if newest is None:
@@ -330,6 +333,7 @@ class Checkpoints:
                 else:
                     self._goodness(step)
             except DamagedCheckpoint as error:
+                quarantined = True
                 quarantine.move_damaged(self.path / str(step), str(error.__cause__))
             except InputError:
                 if newest is None:
@@ -340,7 +344,7 @@ class Checkpoints:
         damaged, diverged = (
             self.path.parent / name for name in (quarantine.DAMAGED, quarantine.DIVERGED)
         )
-        if damaged.exists() and not diverged.exists():
+        if quarantined or (damaged.exists() and not diverged.exists()):
             raise InputError(f"{self.path}: every checkpoint is damaged; take another --workdir")
         return None
 
@@ -372,9 +376,8 @@ def _no_such_step(path: pathlib.Path, step: int, kept: list[int]) -> str:
 def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
     """Return a name of the directory `path` that orbax can use, and the descriptor that it needs.
 
-    Orbax takes the directory for a pattern (in `ocdbt_utils.merge_ocdbt_per_process_files`) and
-    saves nothing that can be read where it does not match itself, or saves what other directories
-    hold as well; tensorstore takes a backslash for a slash, and names for UTF-8.
+    Orbax treats the path as a glob (`ocdbt_utils.merge_ocdbt_per_process_files`), so `[ ] ? *`
+    match other directories or none. Tensorstore takes a backslash for a slash, and names for UTF-8.
     """
     name = str(path.absolute())
     if not re.search(r"[][?*\\\ud800-\udfff]", name) or not path.exists():

@@ -49,8 +49,7 @@ def begin(
 ) -> tuple[TrainState, RunRecord]:
     """Return the state that the run continues from, on one device, and its record.
 
-    Where the run has been rewound `rewinds` times, and less often when its checkpoint was saved,
-    the learning rate is divided for each of the times that the checkpoint does not know of.
+    The learning rate is divided once for each of `rewinds` since the checkpoint was saved.
     """
     record = RunRecord(config.to_dict(), list(dataset.class_names), dataset.identity)
     restored = checkpoints.restore_latest(abstract_state(config))
@@ -94,16 +93,16 @@ def rewind_or_stop(
     rewinds: int,
     checkpoints: checkpoint.Checkpoints,
 ) -> None:
-    """Make ready to go on after `error`, or raise it with what else the user needs to know.
+    """Prepare a rewind after `error`, or raise it with advice.
 
     `rewinds` is how often the run has been rewound, this time included. Raises NotFinite where
-    `config.on_nan` is 'stop', and where that is more often than `config.max_rewinds`.
+    `config.on_nan` is 'stop', or `rewinds` exceeds `config.max_rewinds`.
     """
     newest, good = checkpoints.latest(), checkpoints.newest_before(error.since)
     diverged = newest != good
     if config.on_nan == "rewind" and rewinds <= config.max_rewinds:
         primary, moved = jax.process_index() == 0, ""
-        if primary:  # before anything changes that knows how often it has been
+        if primary:  # recorded before any checkpoint moves
             note_rewinds(workdir, rewinds)
         if diverged:
             checkpoints.set_diverged_aside(error.since)
@@ -116,7 +115,7 @@ def rewind_or_stop(
     led_to_it = f" (step {newest} there led to it)" if diverged else ""
     raise NotFinite(
         f"{error}{tried}; {LAST_GOOD}, which is kept: {last_good}{led_to_it}; take a"
-        " lower config.learning_rate and another --workdir, or go on with --config.on_nan=rewind"
+        " lower config.learning_rate and another --workdir, or rewind with --config.on_nan=rewind"
         + (" and more --config.max_rewinds" if tried else ""),
         error.since,
     ) from error

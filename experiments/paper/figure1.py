@@ -5,7 +5,7 @@
 For each activation the first seed is trained at the --rates in turn, and the one that gets there in
 the fewest epochs is taken for the other seeds. A run is stopped when it is there, and in the search
 when it has taken longer than the best so far, so that what is searched last costs least. The same
-command resumes what was stopped; a run whose numbers become infinite is a rate too high, and
+command resumes what was stopped; a run that diverges had too high a rate, and
 is not trained again.
 
 Training error is the mean over the last epoch's batches, each before its update (figure 1 does not

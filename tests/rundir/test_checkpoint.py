@@ -83,6 +83,20 @@ def test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_c
         assert (run_copy / "metrics.jsonl").read_text() == before
 
 
+def test_nor_is_one_that_has_set_a_diverged_checkpoint_aside_before(config, run_copy):
+    (run_copy / "diverged_checkpoints").mkdir()
+    test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_copy)
+
+
+def test_other_names_beside_the_checkpoints_are_left_alone(run_copy):
+    others = [run_copy / "checkpoints" / name for name in ("x.replacement", "0x1.replacement")]
+    for other in others:
+        other.mkdir()
+    with Checkpoints(run_copy) as checkpoints:
+        assert checkpoints.latest()
+    assert all(other.is_dir() for other in others)
+
+
 def test_a_checkpoint_of_another_format_is_refused_and_stays_where_it_is(config, run_copy):
     record = _largest_file(run_copy / "checkpoints" / "4" / "run")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 1}))

@@ -83,9 +83,9 @@ def test_the_terminal_shows_no_top_5_error_where_all_classes_are_among_five(
     result = {"step": 7} | errors | {f"ten_crop_{name}": 0.3 for name in errors}
     last = command_line._errors(result, num_classes)
     if shown:
-        assert last.endswith("top-1 error 50.00%, top-5 10.00% (ten crops: 30.00%, 30.00%)")
+        assert last.endswith("top-1 error 50.00%, top-5 10.00% (test crops: 30.00%, 30.00%)")
     else:
-        assert last.endswith("top-1 error 50.00% (ten crops: 30.00%)")
+        assert last.endswith("top-1 error 50.00% (test crops: 30.00%)")
 
 
 def test_the_first_step_and_every_nth_step_are_logged(tmp_path):
