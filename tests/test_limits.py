@@ -6,7 +6,7 @@ import os
 import pytest
 
 from alexnet_jax import InputError, data, errors, prepare
-from alexnet_jax.data import batches, records
+from alexnet_jax.data import dataset, records
 from alexnet_jax.host import whole_files
 from alexnet_jax.prepare import images
 from tests import prepared
@@ -39,7 +39,7 @@ def test_records_are_not_called_damaged(tmp_path, monkeypatch, on_error):
 
 
 def test_a_data_set_is_not_to_be_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches.json, "loads", _fails(TOO_MANY))
+    monkeypatch.setattr(dataset.json, "loads", _fails(TOO_MANY))
     (tmp_path / "statistics.json").write_text("{}")
     with pytest.raises(InputError, match=f"cannot be read .*Too many open files.*: {REMEDY}$"):
         data.open_dataset(tmp_path)
