@@ -100,7 +100,9 @@ def test_training_learns_64_digits_without_an_error(config, digits):
     assert metrics["loss"][0] < 0.5
 
 
-@pytest.mark.parametrize("batch_size", [8, 400])
+@pytest.mark.parametrize(
+    "batch_size", [8, 400, *(pytest.param(n, marks=pytest.mark.slow) for n in (64, 360))]
+)
 def test_evaluation_sees_every_example_once(config, digits, batch_size):
     state = initial_state(config, statistics_of(digits, config.augment))
     model = model_lib.from_config(config)
