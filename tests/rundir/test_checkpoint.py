@@ -85,7 +85,10 @@ def test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_c
 
 def test_nor_is_one_that_has_set_a_diverged_checkpoint_aside_before(config, run_copy):
     (run_copy / "diverged_checkpoints").mkdir()
-    test_a_run_is_not_restarted_if_all_its_checkpoints_are_damaged(config, run_copy)
+    for step in (run_copy / "checkpoints").iterdir():
+        _truncate(step)
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        train_and_evaluate(config, run_copy)
 
 
 def test_other_names_beside_the_checkpoints_are_left_alone(run_copy):
