@@ -18,7 +18,7 @@ import jax
 LARGEST = 10**9
 _ROOT = 0  # the user who may do everything anyway
 
-# What JAX warns of where an entry cannot be read or written; it then goes on without it.
+# What JAX warns of where an entry cannot be read or written; it then continues without it.
 _FAILED = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': ")
 
 
@@ -104,7 +104,7 @@ def _processor() -> str:
 
 
 def _replace_damaged_entries(kept: pathlib.Path) -> None:
-    """Remove an entry that cannot be read, so that it is made anew, and say nothing of it.
+    """Silently remove an entry that cannot be read, so that it is compiled again.
 
     A process that was killed while it wrote leaves half of one, and JAX would neither use nor
     replace it.

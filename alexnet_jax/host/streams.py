@@ -1,8 +1,8 @@
 """Standard output and standard error: what cannot be written there is lost, and nothing else.
 
 A terminal closes, the reader of a pipe ends, the disk of a log is full: that must not end a run.
-So the streams are mended at one place, and no other need know: print, tqdm, logging, and Python
-itself, which writes what is left when it exits.
+So the streams are replaced at one place, and no other code needs to know: print, tqdm, logging, and
+Python itself, which writes what is left when it exits.
 """
 
 import contextlib

@@ -133,11 +133,11 @@ def reading(path: pathlib.Path) -> Iterator[None]:
         if outside is not None:
             raise InputError(
                 f"{path} cannot be read now ({reason}); it stays where it is:"
-                f" {remedy(outside) or 'when that is mended'}; the same command continues"
+                f" {remedy(outside) or 'fix the cause'}; the same command continues"
             ) from error
         raise DamagedCheckpoint(
             f"{path} cannot be restored ({reason}); take another step, or continue the training: it"
-            " goes on from the checkpoint before"
+            " resumes from the checkpoint before"
         ) from error
 
 
@@ -165,7 +165,7 @@ def remedy(error: BaseException) -> str | None:
 
 
 def _number(error: BaseException) -> int | None:
-    """Return the errno of an error that is none of the content's.
+    """Return the errno of an error that says nothing about the content.
 
     Tensorstore's are ValueErrors that name it in their text.
     """

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 @dataclasses.dataclass
 class RunRecord:
-    """The JSON beside a state; brought up to date as the run goes on.
+    """The JSON beside a state; updated while the run trains.
 
     Attributes:
       config: the run's, as nested dicts.
