@@ -1,0 +1,1 @@
+"""Runs of run.py that experiments start, watch, compare and record."""
