@@ -15,8 +15,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import expanded
-from alexnet_jax.prepare import check_classes
-from alexnet_jax.prepare import open_source
+from alexnet_jax.prepare import check_classes, open_source
 from alexnet_jax.rundir import checkpoint
 
 

@@ -1,8 +1,8 @@
 """Trials: runs of run.py that differ by named fields and by seed, trained one after the other.
 
-A trial is an ordinary run in WORKDIR/NAME-seedN. One that was killed resumes, one
-that has finished is not trained again, and one that fails is reported while the others continue. What a
-run prints is in its log.txt, and why the last session failed, if it did, in its failure.json.
+A trial is an ordinary run in WORKDIR/NAME-seedN. One that was killed resumes, one that has finished
+is not trained again, and one that fails is reported while the others continue. What a run prints is
+in its log.txt, and why the last session failed, if it did, in its failure.json.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import check, finished_result, locked, versions
-from experiments.runs import run_process
 from experiments.command_line import field, read_config, without_places
+from experiments.runs import run_process
 from experiments.runs.same_images import refuse_other_images, refuse_without_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -33,11 +33,9 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.fields import CHANGEABLE, expanded, nearest
 from alexnet_jax.host import StopRequest, as_interrupts
-from experiments.sweeps import sweep_report
-from experiments.sweeps import sweep_space
-from experiments.sweeps import sweep_worker
 from experiments import command_line
 from experiments.runs import same_images
+from experiments.sweeps import sweep_report, sweep_space, sweep_worker
 
 RECORD = "sweep.json"  # what all workers of a sweep have in common
 JOURNAL = "journal.log"

@@ -10,8 +10,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax import config as config_lib
-from alexnet_jax.rundir import versions
 from alexnet_jax.host import whole_files
+from alexnet_jax.rundir import versions
 from experiments.reports import metrics
 from experiments.sweeps import sweep_plots
 
@@ -32,7 +32,7 @@ def directory(workdir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def rows(workdir: pathlib.Path, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return number, state, values, top1_error, epochs of each trial; None for what is not known yet."""
+    """Return number, state, values, top1_error, epochs of each trial; None for the unknown."""
     found = []
     for trial in trials:
         errors = list(trial.intermediate_values.values())

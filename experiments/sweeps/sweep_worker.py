@@ -20,14 +20,13 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from alexnet_jax.optim import total_steps
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop
+from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import locked
-from experiments.sweeps import sweep_report
-from experiments.sweeps import sweep_space
 from experiments import command_line
 from experiments.runs import run_process
+from experiments.sweeps import sweep_report, sweep_space
 
 FAILURES = 3  # in a row, before a first step: then it is no trial's fault
 WAIT = 1.0  # seconds between looks for trials that other workers have left
@@ -127,7 +126,9 @@ def work(sweep: Sweep, storage: BaseStorage, stop: Stop) -> int:
             f"{FAILURES} trials in a row failed before their first step, the last with:"
             f" {failures[-1]}; fix that; the same command continues with the next trial"
         )
-    if all(row["state"] == "failed" for row in sweep_report.rows(sweep.workdir, study.get_trials())):
+    if all(
+        row["state"] == "failed" for row in sweep_report.rows(sweep.workdir, study.get_trials())
+    ):
         raise InputError("all trials failed; the table says why")
     return 0
 
