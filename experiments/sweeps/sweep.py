@@ -256,7 +256,7 @@ def _storage(given: str) -> BaseStorage:
                 raise InputError(f"--storage: the database cannot be opened ({said})") from None
     path = expanded("--storage", given)
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--storage={path}: there is no directory {path.parent}")
+        raise InputError(f"--storage={path}: the directory {path.parent} does not exist")
     try:
         backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
         return JournalStorage(backend)

@@ -236,6 +236,6 @@ def _report(
 
 
 def _tell(study: optuna.Study, trial: Trial, state: TrialState, value: float | None = None) -> None:
-    # GridSampler stops an optimize() that there is none of, after the last of its grid was told.
+    # GridSampler calls study.stop() after the last point of its grid; here no optimize() runs.
     with contextlib.suppress(RuntimeError):
         study.tell(trial, value, state=state)

@@ -103,7 +103,7 @@ RATE = "--sweep.learning_rate=loguniform:1e-3,1e-1"
         ([RATE, "--trails=3"], "did you mean '--trials'"),
         ([RATE, "--storage=nonsense://"], "--storage"),
         ([RATE, "--storage=sqlite://"], "--storage=sqlite:// keeps nothing"),
-        ([RATE, "--storage=no/such/directory/journal.log"], "there is no directory"),
+        ([RATE, "--storage=no/such/directory/journal.log"], "no/such/directory does not exist"),
         ([], "nothing is swept"),
     ],
 )
