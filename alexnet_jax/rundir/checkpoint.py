@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -445,9 +445,31 @@ def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
     return None
 
 
+class _Restored(NamedTuple):
+    model: model_lib.AlexNet
+    variables: dict[str, Any]
+    config: ConfigDict
+
+
+class Restored(_Restored):
+    """A trained network: unpacks into `model, variables, config`, and knows two things more.
+
+    Attributes:
+      model, variables: `model.apply(variables, images)` gives logits, for float32 images (batch,
+        crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
+        (image_size, image_size, 3) of the training set; `alexnet_jax.preprocess` makes them.
+      config: of the run; locked, so that a misspelt field raises AttributeError.
+      class_names: label i is class_names[i].
+      step: of the checkpoint.
+    """
+
+    class_names: tuple[str, ...]
+    step: int
+
+
 def restore(
-    workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
-) -> tuple[model_lib.AlexNet, dict[str, Any], ConfigDict]:
+    workdir: str | os.PathLike[str], step: int | Literal["best", "latest"] = "best"
+) -> Restored:
     """Restore a trained network, on one device whatever it was trained on.
 
     Args:
@@ -456,13 +478,13 @@ def restore(
         validation error (the latest, if none has been evaluated).
 
     Returns:
-      (model, variables, config): `model.apply(variables, images)` gives logits, for float32 images
-      (batch, crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
-      (image_size, image_size, 3) of the training set.
+      (model, variables, config), with the attributes `class_names` and `step`.
 
     Raises:
       InputError: `workdir` is no run directory, or holds no such checkpoint.
     """
-    config, state, _ = load(workdir, step)
+    config, state, record = load(pathlib.Path(workdir), step)
     variables = {"params": state.params, "statistics": {"mean_image": state.mean_image}}
-    return model_lib.from_config(config), variables, config
+    restored = Restored(model_lib.from_config(config), variables, config)
+    restored.class_names, restored.step = tuple(record.class_names), int(state.step)
+    return restored

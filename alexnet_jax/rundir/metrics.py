@@ -35,7 +35,12 @@ class MetricsWriter:
     `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
     `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
     last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
+
+    Attributes:
+      callback: if set, called with each line as a dict, a copy, after it is written.
     """
+
+    callback: Callable[[dict[str, Any]], object] | None = None
 
     def __init__(
         self,
@@ -156,14 +161,15 @@ class MetricsWriter:
             self._so_far["train"] = line
         else:
             self._so_far["val"].append(line)
-        if not (self._lines and self._events):
-            return
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
-        self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
-        if time.perf_counter() - self._shown > SHOWN:
-            self._events.flush()
-            self._shown = time.perf_counter()
+        if self._lines and self._events:
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+            self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            if time.perf_counter() - self._shown > SHOWN:
+                self._events.flush()
+                self._shown = time.perf_counter()
+        if self.callback is not None:
+            self.callback(dict(line))
 
 
 def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
-from alexnet_jax import InputError, evaluate
+from alexnet_jax import InputError
 from alexnet_jax import config as config_lib
+from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
 from alexnet_jax.rundir import resume as workdir_lib
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
@@ -292,5 +293,5 @@ def test_evaluating_the_run_of_another_user_creates_no_data(tmp_path):
     config = runs.tiny_config(tmp_path / "elsewhere")
     untrained.save_run(tmp_path / "run", config)
     with pytest.raises(InputError, match="'digits', which is not prepared in .*; give --config"):
-        evaluate.evaluate_checkpoint(tmp_path / "run")
+        evaluate_checkpoint(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,5 +1,6 @@
 """The metrics that a run writes."""
 
+import importlib
 import json
 import time
 
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import command_line, parallel, train
+from alexnet_jax import command_line, parallel
 from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
 from tests import runs
+
+train = importlib.import_module("alexnet_jax.train")  # the module: the package has the function
 
 
 @pytest.fixture
