@@ -23,10 +23,7 @@ from tests.generated import cases, one_line, refused
 def _smallest(data_dir):
     """Return a config of one convolution and one hidden layer, which compiles in seconds."""
     config = runs.tiny_config(data_dir)
-    model = config.model
-    model.layers, model.features, model.kernels = ("conv1",), (4,), (3,)
-    model.strides, model.padding, model.stages = (2,), (0,), (("relu", "max_pool"),)
-    model.hidden, model.cross_layers, model.biases = (8,), (), (0.0, 0.0, 0.0)
+    runs.one_layer(config.model)
     config.dataset.image_size, config.augment.crop = 16, 12
     config.num_steps, config.checkpoint_every_steps = 4, 2
     config_lib.validate(config)
