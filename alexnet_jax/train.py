@@ -97,7 +97,7 @@ def train_and_evaluate(
     setting = open_setting(config)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = resume.locked(workdir) if primary else contextlib.nullcontext()
-    with lock, Checkpoints(workdir) as checkpoints:
+    with lock, Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
         rewinds = processes.from_first(resume.rewinds(workdir))
         state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
         if primary:
