@@ -196,7 +196,7 @@ class Checkpoints:
         self._remove_all_but_the_best_and_latest(max(KEEP, self._keep), {step: goodness})
 
     def _remove_what_a_save_needed(self) -> None:
-        """Delete the checkpoint before the latest, where only one is kept, now that it has its name."""
+        """Where only one is kept, delete the one before the latest, which has its name by now."""
         if self._keep < KEEP:
             self._remove_all_but_the_best_and_latest(self._keep, {})
 

@@ -277,7 +277,7 @@ def test_a_resume_deletes_what_a_kill_left(saved, capsys):
 def test_the_best_and_as_many_of_the_latest_as_asked_for_are_kept(
     tmp_path, monkeypatch, keep, kept
 ):
-    """While one is written, a complete one that is newer than the best may be deleted at no time."""
+    """While one is written, the latest complete one stays, so that a kill loses nothing else."""
     during = []
 
     def read_back(path, original=integrity.read_back):
