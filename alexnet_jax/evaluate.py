@@ -116,6 +116,7 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
     config = trained.copy_and_resolve_references()
     config.batch_size, config.accumulate_steps = parallel.round_up(eval_batch_size(given)), 1
     setting = Setting(config, dataset, parallel.Pmap())
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
     steps = parallel.compiled(*lowered_eval_steps(setting, replicated))
