@@ -16,6 +16,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,7 @@ class Workers:
         self._records = records
         self._number = number
         self._required = required
-        self._threads_decode = False
+        self._threads_decode, self._lock = False, threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(number, "decode")
         # As many as there are threads at most, so that a thread finds one idle, or may start one.
         # The one that has been idle for longest comes first, so that all learn of unused memory.
@@ -167,8 +168,9 @@ class Workers:
         message = f"{self._number} processes that decode cannot be started: {error}"
         if self._required:
             raise InputError(f"{message}; or take num_threads in place of num_workers") from error
-        if not self._threads_decode:
-            self._threads_decode = True
+        with self._lock:
+            first, self._threads_decode = not self._threads_decode, True
+        if first:
             print(f"warning: {message}; threads decode, on many cores more slowly", file=sys.stderr)
 
 
@@ -237,9 +239,7 @@ class _Worker:
 def _started(connection: int, progress: int) -> subprocess.Popen:
     # Not through multiprocessing: a fork would copy the locks of JAX's threads in any state, and a
     # spawn would run the caller's script again.
-    packages = [("alexnet_jax", str(_PACKAGE))]
-    packages += [(f"alexnet_jax.{wing}", str(_PACKAGE / wing)) for wing in ("data", "host")]
-    code = _CODE.format(packages=packages, connection=connection, progress=progress)
+    code = _CODE.format(packages=_packages(), connection=connection, progress=progress)
     # Ctrl-C, and what asks all processes of a run to stop, is for the parent to handle. The worker
     # inherits that these signals are blocked, so that there is no moment at which one stops it.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -256,6 +256,12 @@ def _started(connection: int, progress: int) -> subprocess.Popen:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _packages() -> list[tuple[str, str]]:
+    """Return names and directories of the packages whose modules a worker imports."""
+    wings = [(f"alexnet_jax.{wing}", str(_PACKAGE / wing)) for wing in ("data", "host")]
+    return [("alexnet_jax", str(_PACKAGE)), *wings]
 
 
 def _end(pool: concurrent.futures.Executor, processes: list[subprocess.Popen]) -> None:
