@@ -232,7 +232,10 @@ for step, batch in enumerate(data.train_batches(dataset, seed=0, batch_size=64, 
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT],
+)
 def test_workers_end_with_their_parent_and_say_nothing(raw, number):
     """The signal goes to the process group, as that of Ctrl-C does."""
     process = subprocess.Popen(
@@ -301,6 +304,7 @@ def test_where_processes_cannot_be_started_threads_decode_and_one_line_says_so(
     assert re.match(rf"warning: 2 processes .*{reason}.*threads decode", line)
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_is_the_same_to_the_bit(finished_run, config, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "by_default", lambda: 2)
     config.checkpoint_every_steps, config.num_steps = 2, 4
