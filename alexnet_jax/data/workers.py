@@ -130,8 +130,14 @@ class Workers:
         [split] = (name for name, each in self._records.items() if each is records)
         try:
             answer = worker.answer(split, indices, place)
-        except (EOFError, OSError):
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             raise InputError(worker.death(records, indices)) from None
+        except OSError as error:  # a limit of this process
+            worker.kill()  # it must not write where another batch will be
+            remedy = limit_met(error) or "the same command continues"
+            raise InputError(
+                f"a process that decodes cannot be reached ({error}): {remedy}"
+            ) from error
         self._idle.append(worker)
         part["label"][:] = answer.labels
         part["mask"][:] = indices >= 0
@@ -217,6 +223,10 @@ class _Worker:
                 self._connection, place.descriptor, self._process.pid
             )
         return self._connection.recv()
+
+    def kill(self) -> None:
+        """End this process."""
+        self._process.kill()
 
     def death(self, records: Records, indices: np.ndarray) -> str:
         """Return what is to be said of the end of this process while it had a task."""

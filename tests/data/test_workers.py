@@ -1,5 +1,6 @@
 """Worker processes: the same batches as from threads, the same errors, and no process left over."""
 
+import errno
 import gc
 import itertools
 import os
@@ -200,6 +201,16 @@ def test_a_worker_that_dies_is_told_with_its_record_and_is_replaced(raw, number,
     assert_same(again, take(3, train_batches(dataset, seed=0, batch_size=64, num_threads=1)))
 
 
+def test_a_limit_of_this_process_is_not_called_the_end_of_a_worker(raw, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    dataset = open_dataset(raw)
+    monkeypatch.setattr(workers.multiprocessing.reduction, "send_handle", refuse)
+    with pytest.raises(InputError, match="cannot be reached .*ulimit -n"):
+        take(1, train_batches(dataset, seed=0, batch_size=64, num_workers=1))
+
+
 def test_what_stops_a_run_does_not_stop_its_workers(raw):
     dataset = open_dataset(raw)
     batches = train_batches(dataset, seed=0, batch_size=64, num_workers=2)
@@ -290,7 +301,20 @@ def _no_process(monkeypatch):
     return "No such file or directory"
 
 
-@pytest.mark.parametrize("lacking", [_no_memory, _no_process])
+def _no_threads(monkeypatch):
+    """array_record would wait for ever, so a worker does not let it begin."""
+    refuse = """
+from alexnet_jax.errors import InputError
+from alexnet_jax.host import threads
+def refuse(number):
+    raise InputError("more threads are needed")
+threads.refuse_too_few = refuse
+work("""
+    monkeypatch.setattr(workers, "_CODE", workers._CODE.replace("work(", refuse))
+    return "more threads are needed"
+
+
+@pytest.mark.parametrize("lacking", [_no_memory, _no_process, _no_threads])
 def test_where_processes_cannot_be_started_threads_decode_and_one_line_says_so(
     raw, monkeypatch, capsys, lacking
 ):
