@@ -66,10 +66,11 @@ def memory_mb() -> float:
     return total / 1024
 
 
-def timed(batches, warm: int = 3, warm_seconds: float = 0) -> dict[str, float]:
+def timed(batches, warm: int = 3, warm_seconds: float = 0, at_least: int = 0) -> dict[str, float]:
     """Return rates and memory of an iterator of numbers of images, and when its first was there.
 
-    What is not timed are `warm` batches, and as many as come in `warm_seconds`.
+    What is not timed are `warm` batches, and as many as come in `warm_seconds`. Then SECONDS are,
+    and `at_least` so many images.
     """
     begun = time.perf_counter()
     next(batches)
@@ -78,7 +79,7 @@ def timed(batches, warm: int = 3, warm_seconds: float = 0) -> dict[str, float]:
         next(batches)
         warm -= 1
     images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
-    while time.perf_counter() - wall < SECONDS:
+    while time.perf_counter() - wall < SECONDS or images < at_least:
         images += next(batches)
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     return {
@@ -299,7 +300,7 @@ def scaled(way: str, scratch: pathlib.Path) -> dict[str, float]:
             heap = pathlib.Path(__file__).parents[2] / "alexnet_jax/host/heap.py"
             runpy.run_path(str(heap))["keep"]()  # before anything starts a thread
         batches = ours(kind, scratch, num_threads=number)
-    return timed(batches, warm_seconds=1.5)
+    return timed(batches, warm_seconds=1.5, at_least=16 * BATCH)
 
 
 def measure(name: str, scratch: pathlib.Path, steps: int) -> dict[str, float]:
