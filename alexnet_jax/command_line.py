@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         arguments = _parse(values, argv)
-        heap.keep()
+        heap.keep_on_cpu()
         threads.for_jax()
         compilation_cache.keep()
         _dispatch(values, arguments)
