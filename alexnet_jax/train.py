@@ -55,6 +55,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     config_lib.validate(config)
     resume.check(workdir, config)
     setting = open_setting(config)
+    config = setting.config  # with the number of classes, where it was not given
+    resume.check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = resume.locked(workdir) if primary else contextlib.nullcontext()
     with lock, Checkpoints(workdir) as checkpoints:

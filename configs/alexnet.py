@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "imagenet2012"
     config.dataset.path = ""
+    config.dataset.val_fraction = 0.2  # of a folder without train/ and val/
     config.dataset.data_dir = "~/tensorflow_datasets"
     config.dataset.image_size = 256
     config.dataset.encoding = "jpeg"
