@@ -143,7 +143,7 @@ FIELDS = {
     "momentum": _fraction().means("of the velocity"),
     "weight_decay": _number(0).means("of all parameters that weight_decays does not name"),
     "lr_multipliers": _by_parameter("factors of their learning rate", 2.0).means(
-        "factors of the learning rate for parameters, by globs of their names"
+        "factors of the learning rate for parameters, by globs of their names; 0 freezes them"
     ),
     "weight_decays": _by_parameter("their weight decay", 0.0).means(
         "weight decay in place of weight_decay, by globs of names; the last match counts"

@@ -1,4 +1,4 @@
-"""The recipes in configs/, complete: with what some of them leave to the command line or the data."""
+"""The recipes in configs/, with what some of them leave to the command line or to the data."""
 
 import importlib
 

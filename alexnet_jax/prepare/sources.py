@@ -28,7 +28,6 @@ from alexnet_jax.prepare import sources_tfds
 from alexnet_jax.prepare.examples import Contents, Example, Source
 from alexnet_jax.prepare.images import EXTENSIONS
 
-
 # What the folder of the held-out images may be called. Of several, the first one counts.
 HELD_OUT = ("val", "valid", "validation", "test")
 

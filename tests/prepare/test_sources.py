@@ -97,10 +97,7 @@ def test_a_flat_folder_is_split_by_a_hash_that_no_other_image_changes(tmp_path):
 def test_the_split_of_a_flat_folder_is_that_of_earlier_versions(tmp_path):
     """The first eight bytes of SHA-256 of class/name over 2^64, as sha256sum computes them too."""
     found = split(flat(tmp_path, {"cat": 8, "dog": 8}))
-    assert found["val"] == {
-        "cat/3.jpg",
-        "dog/6.jpg",
-    }  # 0x13dc..., 0x0430...; the border is 0x3333...
+    assert found["val"] == {"cat/3.jpg", "dog/6.jpg"}  # 0x13dc... and 0x0430... of 0x3333...
 
 
 def test_each_class_of_a_flat_folder_keeps_an_image_to_train_on(tmp_path):
