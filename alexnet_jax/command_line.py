@@ -42,6 +42,8 @@ OTHER_NAMES = {
     "data": "dataset.path",
     "dataset": "dataset.name",
     "resume": "init_from",
+    "pretrained": "init_from",
+    "weights": "init_from",
 }
 
 

@@ -131,6 +131,9 @@ FIELDS = {
         lambda v: v is None or 1 <= v < 2**31,
         "an integer from 1 to 2147483647; by default num_epochs counts",
     ).means("training steps in place of num_epochs"),
+    "init_from": _path(True).means(
+        "run directory, checkpoint or weights file that a new run takes fitting layers from"
+    ),
     "dtype": _choice("float32", "bfloat16").means(
         "type the layers compute in; parameters and velocity stay float32"
     ),
@@ -316,6 +319,7 @@ RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier ver
 # Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {
     "accumulate_steps": 1,
+    "init_from": "",
     "on_nan": "stop",
     "rewind_divisor": 10.0,
     "max_rewinds": 3,

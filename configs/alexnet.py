@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.accumulate_steps = 1
     config.num_epochs = 90
     config.num_steps = placeholder(int)
+    config.init_from = ""  # such as the directory of another run
     config.dtype = "float32"
     config.parallel = "pmap"
 
