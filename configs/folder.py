@@ -9,10 +9,11 @@ def get_config() -> ConfigDict:
     """Return the recipe."""
     config = alexnet.get_config()
     config.batch_size = 32
-    config.num_epochs = 100
-    config.learning_rate = 0.01
+    config.num_epochs = 90
+    config.learning_rate = 0.003
     config.schedule = "epochs"
     config.milestones = ((61, "*", 0.1), (81, "*", 0.1))
+    config.eval_every_epochs = 5  # each saves a checkpoint of 500 MB
 
     config.model.num_classes = 0  # as many as the data set has
     config.model.dropout_scaling = "train"
