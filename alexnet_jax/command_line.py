@@ -20,6 +20,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import configs
 from alexnet_jax.errors import InputError, limit_met, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.exchange import FORMATS, export
 from alexnet_jax.fields import FIELDS, bad_value, expanded, is_path, nearest, unknown_field
 from alexnet_jax.host import compilation_cache, heap, processes, streams, threads
 from alexnet_jax.inspect import profile, summary, write_predictions
@@ -28,7 +29,7 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
-MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
+MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile", "export")
 NEED_CONFIG = ("train", "summary", "prepare", "profile")
 ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
 RECIPES = pathlib.Path(configs.__path__[0])
@@ -130,7 +131,15 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
         "out",
         None,
         "For --mode=predict: where predictions.csv and predictions.png go, by default"
-        " WORKDIR/predictions; without a folder in --images they are written where this is given.",
+        " WORKDIR/predictions; without a folder in --images they are written where this is given."
+        " For --mode=export: the file.",
+        **where,
+    )
+    flags.DEFINE_enum(
+        "format",
+        None,
+        FORMATS,
+        "For --mode=export: what the file is; see docs/weights.md.",
         **where,
     )
     flags.DEFINE_string(
@@ -154,7 +163,16 @@ def _help(values: flags.FlagValues) -> str:
         "Train, evaluate and use AlexNet: run.py --config=RECIPE --workdir=DIR [flags]",
         f"\nrecipes: {', '.join(sorted(_recipes()))}\n\nflags:",
     ]
-    for name in ("config", "workdir", "mode", "images", "out", "prepare_shard", "distributed"):
+    for name in (
+        "config",
+        "workdir",
+        "mode",
+        "images",
+        "out",
+        "format",
+        "prepare_shard",
+        "distributed",
+    ):
         meaning = (values[name].help or "").partition(";\n")[
             0
         ]  # absl adds how often it may be given
@@ -199,8 +217,9 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise InputError(f"--mode={mode} needs --config, such as --config=alexnet")
     if rest and mode != "predict":
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
-    for name, of in (("distributed", "train"), ("out", "predict"), ("prepare_shard", "prepare")):
-        if values[name].value and mode != of:
+    belong = {"distributed": "train", "out": "predict or export", "prepare_shard": "prepare"}
+    for name, of in (belong | {"format": "export"}).items():
+        if values[name].value and mode not in of.split(" or "):
             raise InputError(f"--{name}={values[name].value} goes with --mode={of}, not {mode}")
     return rest
 
@@ -317,6 +336,10 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
     elif mode == "evaluate":
         result = evaluate_checkpoint(workdir, config)
         print(f"{workdir}: {_errors(result, result['num_classes'])}{_skipped(result)}")
+    elif mode == "export":
+        if not given["format"] or not given["out"]:
+            raise InputError(f"--mode=export needs --out=FILE and --format={'|'.join(FORMATS)}")
+        print(export(workdir, given["format"], _directory("out", given["out"])))
     else:
         _predict(workdir, given["images"] + arguments, given["out"])
 

@@ -1,6 +1,6 @@
 """The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
 
-from alexnet_jax.rundir import checkpoint, quarantine, resume
+from alexnet_jax.rundir import checkpoint, quarantine, resume, weights_file
 from alexnet_jax.rundir.checkpoint import Checkpoints, restore
 from alexnet_jax.rundir.metrics import MetricsWriter
 from alexnet_jax.rundir.progress import evaluating, say
@@ -38,4 +38,5 @@ __all__ = [
     "say",
     "scalars",
     "versions",
+    "weights_file",
 ]
