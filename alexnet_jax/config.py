@@ -200,7 +200,8 @@ def from_dict(tree: dict) -> ConfigDict:
     """Return the ConfigDict of a tree read from JSON, in which tuples have become lists.
 
     Fields that the version which wrote it did not have get the value that it used, and fields that
-    have another name since then get that name.
+    have another name since then get that name. It is locked: an unknown field raises
+    AttributeError.
     """
 
     def tuples(value: Any) -> Any:
@@ -209,7 +210,7 @@ def from_dict(tree: dict) -> ConfigDict:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     named = {RENAMED.get(name, name): value for name, value in tree.items()}
-    return ConfigDict(ADDED | tuples(named))
+    return ConfigDict(ADDED | tuples(named)).lock()
 
 
 def refuse_changes(

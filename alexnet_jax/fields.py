@@ -168,6 +168,9 @@ FIELDS = {
     "checkpoint_every_steps": _integer(1).means(
         "steps between checkpoints; evaluations save one too"
     ),
+    "checkpoint_keep": _integer(1).means(
+        "latest checkpoints that are kept, besides the best; 8 bytes per parameter each"
+    ),
     "log_every_steps": _integer(1).means("steps between lines of metrics.jsonl"),
     "on_nan": _choice("stop", "rewind").means(
         "when a number is not finite: 'stop', or 'rewind' to the last good checkpoint"
@@ -293,6 +296,7 @@ CHANGEABLE = frozenset(
         "accumulate_steps",
         "parallel",
         "checkpoint_every_steps",
+        "checkpoint_keep",
         "log_every_steps",
         "on_nan",
         "rewind_divisor",
@@ -307,7 +311,13 @@ CHANGEABLE = frozenset(
 RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier versions
 
 # Fields that configs of earlier versions lack, with the value that those versions used.
-ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
+ADDED = {
+    "accumulate_steps": 1,
+    "checkpoint_keep": 2,
+    "on_nan": "stop",
+    "rewind_divisor": 10.0,
+    "max_rewinds": 3,
+}
 
 
 def bad_value(name: str, value: Any) -> InputError:

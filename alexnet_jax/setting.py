@@ -1,6 +1,8 @@
 """The resources of a run: data, devices, checkpoints and the request to stop, opened once."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,6 +25,7 @@ class Setting:
       sharding: over the devices.
       stop: polled between batches; by default one that nobody requests.
       checkpoints: of the run; None where nothing is saved.
+      callback: called with each line of metrics.jsonl, as a dict.
     """
 
     config: ConfigDict
@@ -30,6 +33,7 @@ class Setting:
     sharding: parallel.Pmap | parallel.Split
     stop: Stop = dataclasses.field(default_factory=StopRequest)
     checkpoints: Checkpoints | None = None
+    callback: Callable[[dict[str, Any]], object] | None = None
 
 
 def open_setting(config: ConfigDict) -> Setting:

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
 
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 1000
+    config.checkpoint_keep = 2
     config.log_every_steps = 1
     config.on_nan = "stop"
     config.rewind_divisor = 10.0

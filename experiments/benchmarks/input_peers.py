@@ -249,8 +249,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     """
     import jax
 
-    from alexnet_jax import augment, data, parallel, state, train
+    from alexnet_jax import augment, data, parallel, state
     from alexnet_jax.setting import Setting
+    from alexnet_jax.train import lowered_step, train_batches
     from configs import alexnet
 
     config = alexnet.get_config()
@@ -259,9 +260,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     setting = Setting(config, images, parallel.sharding(config))
     statistics_ = augment.statistics_of(images, config.augment)
     current = setting.sharding.replicate(state.initial_state(config, statistics_))
-    [step] = parallel.compiled(train.lowered_step(setting, current, {}))
+    [step] = parallel.compiled(lowered_step(setting, current, {}))
     config.num_steps = 2**31 - 1
-    real = train.train_batches(setting, step, {}, 0)
+    real = train_batches(setting, step, {}, 0)
     fixed = next(real)
     seconds: dict[str, list[float]] = {"real": [], "fixed": []}
     cpu: dict[str, list[float]] = {"real": [], "fixed": []}
