@@ -3,11 +3,11 @@
     python experiments/paper/bits.py --workdir=DIR --out=experiments/results/bits -- \
       --config=configs/alexnet.py --config.num_steps=200 --config.checkpoint_every_steps=50 ...
 
-What follows `--` is the command line of run.py without --workdir. It is run in two settings: `plain`,
-as it is, and `deterministic`, with the XLA_FLAGS of docs/reliability.md. In each a run is trained
-twice, and a third time with a SIGKILL after half of its steps, each time with everything compiled
-anew, for what a GPU's compiler picks by timing may differ from one compilation to the next. Both
-others are compared with the first: every line of metrics, the result, the state in every
+What follows `--` is the command line of run.py without --workdir. It is run in two settings:
+`plain`, as it is, and `deterministic`, with the XLA_FLAGS of docs/reliability.md. In each a run is
+trained twice, and a third time with a SIGKILL after half of its steps. Everything is compiled
+again each time, because what a GPU's compiler picks by timing may differ between compilations. The
+second and third are compared with the first: every line of metrics, the result, the state in every
 checkpoint. Writes OUT.json (what differs, images per second), OUT.csv and OUT.png; a setting that
 OUT.json has of the same command is not run again.
 """
@@ -122,10 +122,11 @@ def write(found: dict[str, Any], out: pathlib.Path) -> None:
         trial_records.write_json(found, scratch)
         with trial_records.extended(scratch, ".csv").open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["setting", "differences_twice", "differences_killed", "images_per_second"])
+            rows.writerow(["setting", "twice_differs_in", "killed_differs_in", "images_per_second"])
             for run in found["runs"]:
-                counts = [len(run[f"{kind}_differs_in"]) for kind in ("trained_twice", "after_a_kill")]
-                rows.writerow([run["name"], *counts, f"{max(run['images_per_second']):.1f}"])
+                kinds = ("trained_twice_differs_in", "after_a_kill_differs_in")
+                rate = f"{max(run['images_per_second']):.1f}"
+                rows.writerow([run["name"], *(len(run[kind]) for kind in kinds), rate])
         figure, axis = plt.subplots(figsize=(6, 2.4), layout="constrained")
         for row, run in enumerate(found["runs"]):
             rate = max(run["images_per_second"])

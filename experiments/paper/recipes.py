@@ -4,9 +4,9 @@
       --config.model.num_classes=10 --out=experiments/results/recipes
 
 Trains three networks with each seed in WORKDIR/NAME-seedN: `published` is configs/alexnet.py,
-`released_code` configs/alexnet_2012_code.py, and `today` the first with He's initial weights, biases
-of 0, inputs of the order of 1 and dropout that scales in training. The same command resumes what
-was stopped. Writes OUT.json, OUT.md (the table, also printed), OUT.csv and OUT.png as
+`released_code` is configs/alexnet_2012_code.py, and `today` is the first with He's initial weights,
+biases of 0, inputs of the order of 1 and dropout that scales in training. The same command resumes
+what was stopped. Writes OUT.json, OUT.md (the table, also printed), OUT.csv and OUT.png as
 ablations.py does; by default OUT is WORKDIR/recipes, WORKDIR runs/recipes. Further
 --config.FIELD=VALUE go to run.py.
 """

@@ -82,8 +82,10 @@ def markdown(table: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     ]
     for run in runs:
         if run["status"] != "finished":
-            why = f": {run['failure']}" if run.get("failure") else f" at epoch {run['epoch']:.1f}"
-            lines += ["", f"Not in the means: {run['name']}, seed {run['seed']}, {run['status']}{why}"]
+            which = f"{run['name']}, seed {run['seed']}"
+            why = f": {run['failure']}" if run.get("failure") else ""
+            how = f"{run['status']} at epoch {run['epoch']:.1f}{why}"
+            lines += ["", f"Not in the means: {which}, {how}"]
     if missing := [name for name in table if name not in ended]:
         lines += ["", f"No run has ended of: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -114,10 +115,11 @@ def line(row: Row, results: pathlib.Path) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(results: pathlib.Path) -> str:
-    """Return the table as Markdown."""
+def table(results: pathlib.Path, rows: Sequence[Row] = ROWS) -> str:
+    """Return the table as Markdown, of those `rows` that are recorded."""
+    recorded = [row for row in rows if (results / f"{row.file}.json").exists()]
     rule = "|" + "---|" * (HEAD.count("|") - 1)
-    return "\n".join([HEAD, rule, *(line(row, results) for row in ROWS)]) + "\n"
+    return "\n".join([HEAD, rule, *(line(row, results) for row in recorded)]) + "\n"
 
 
 def main() -> int:
