@@ -134,6 +134,9 @@ FIELDS = {
     "dtype": _choice("float32", "bfloat16").means(
         "type the layers compute in; parameters and velocity stay float32"
     ),
+    "fused_pooling": _flag().means(
+        "whether ReLU, normalization and pooling are one kernel on an NVIDIA GPU (docs/fused.md)"
+    ),
     "parallel": _choice("pmap", "split").means(
         "'pmap': a whole network per device; 'split': a pair of devices divides the columns"
     ),
@@ -284,13 +287,14 @@ FIELDS = {
 }
 
 # What a resumed run may change: how long it is, how a batch is spread over devices and over time
-# (sums in another order), what it writes when, where the images lie, and what is done about
-# damaged ones.
+# (sums in another order), by which kernels it is computed, what it writes when, where the images
+# lie, and what is done about damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
         "num_steps",
         "accumulate_steps",
+        "fused_pooling",
         "parallel",
         "checkpoint_every_steps",
         "log_every_steps",
@@ -307,7 +311,13 @@ CHANGEABLE = frozenset(
 RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier versions
 
 # Fields that configs of earlier versions lack, with the value that those versions used.
-ADDED = {"accumulate_steps": 1, "on_nan": "stop", "rewind_divisor": 10.0, "max_rewinds": 3}
+ADDED = {
+    "accumulate_steps": 1,
+    "fused_pooling": False,
+    "on_nan": "stop",
+    "rewind_divisor": 10.0,
+    "max_rewinds": 3,
+}
 
 
 def bad_value(name: str, value: Any) -> InputError:

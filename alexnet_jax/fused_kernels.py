@@ -1,4 +1,4 @@
-# mypy: disable-error-code="valid-type"
+# mypy: ignore-errors
 """The kernels of the fused block, written in NVIDIA Warp, which compiles them when they run.
 
 A thread owns CHANNELS neighbouring channels of a few columns and walks down the rows, so that each
@@ -15,23 +15,56 @@ from typing import Any
 
 import warp as wp
 
+wp.config.log_level = wp.LOG_WARNING  # not a line for each kernel that it compiles
+
 CHANNELS = 8  # of a thread: 16 bytes of bfloat16
 THREADS = 128  # of a block
+# Blocks on a multiprocessor at a time: as many as have registers enough, but for a few words.
+FORWARD_BLOCKS, BACKWARD_BLOCKS = 4, 3
 
 Own = wp.types.vector(length=CHANNELS, dtype=wp.float32)
 Near = wp.types.vector(length=CHANNELS + 4, dtype=wp.float32)  # and two on either side
 Pairs = wp.types.vector(length=CHANNELS + 3, dtype=wp.float32)
 Window = wp.types.vector(length=2 * CHANNELS + 4, dtype=wp.float32)
-Word = wp.types.vector(length=CHANNELS, dtype=wp.uint32)
+
+
+@wp.struct
+class Strip:
+    """What a thread works on: its channels in the columns of an image."""
+
+    image: int
+    height: int  # of x
+    width: int
+    channels: int
+    channel: int  # the thread's first
+    left: int  # whether the normalization reaches the channels before, 0 or 1
+    right: int  # and those after
+
+
+@wp.func
+def strip(image: int, height: int, width: int, channels: int, span: int, group: int) -> Strip:
+    s = Strip()
+    s.image = image
+    s.height = height
+    s.width = width
+    s.channels = channels
+    s.channel = group * CHANNELS
+    s.left = wp.where(s.channel % span == 0, 0, 1)
+    s.right = wp.where((s.channel + CHANNELS) % span == 0, 0, 1)
+    return s
+
+
+@wp.func
+def pooled(side: int) -> int:
+    return (side - 3) / 2 + 1
 
 
 @functools.cache
 def load(dtype: Any) -> Any:
-    """Return a function that reads a thread's channels and two on either side.
+    """Return a function that reads a thread's channels of a pixel and two on either side.
 
-    Its arguments: the array (images, pixels x channels), the image, the first element of the
-    thread's own channels, and whether these, those on their left and those on their right exist.
-    What does not exist is zero.
+    Its arguments: the array (images, pixels x channels), the thread's strip, the pixel's number and
+    whether there is such a pixel, 0 or 1. What does not exist is zero.
     """
     two = dtype is wp.bfloat16  # channels in a word of 32 bits
     side, own = (1, CHANNELS // 2) if two else (2, CHANNELS)
@@ -67,16 +100,20 @@ def load(dtype: Any) -> Any:
     }}
     return out;
     """)
-    def load_channels(
+    def load_at(
         x: wp.array2d(dtype=dtype), image: int, at: int, here: int, left: int, right: int
     ) -> Near: ...
+
+    @wp.func
+    def load_channels(x: wp.array2d(dtype=dtype), s: Strip, pixel: int, here: int) -> Near:
+        return load_at(x, s.image, pixel * s.channels + s.channel, here, s.left, s.right)
 
     return load_channels
 
 
 @functools.cache
 def store(dtype: Any) -> Any:
-    """Return a function that writes a thread's channels."""
+    """Return a function that writes a thread's channels of a pixel."""
     rounded = """
         const wp::bfloat16 low = v[2 * i], high = v[2 * i + 1];
         words[i] = unsigned(low.u) | unsigned(high.u) << 16;"""
@@ -94,7 +131,11 @@ def store(dtype: Any) -> Any:
     for (int i = 0; i < {own}; i += 4)
         to[i / 4] = Piece{{words[i], words[i + 1], words[i + 2], words[i + 3]}};
     """)
-    def store_channels(x: wp.array2d(dtype=dtype), image: int, at: int, v: Own): ...
+    def store_at(x: wp.array2d(dtype=dtype), image: int, at: int, v: Own): ...
+
+    @wp.func
+    def store_channels(x: wp.array2d(dtype=dtype), s: Strip, pixel: int, v: Own):
+        store_at(x, s.image, pixel * s.channels + s.channel, v)
 
     return store_channels
 
@@ -134,7 +175,6 @@ def sqrt(v: float) -> float: ...
 """)
 def relu(v: float) -> float:
     """Return the larger of v and 0; NaN of NaN."""
-    ...
 
 
 @wp.func_native("""
@@ -145,7 +185,6 @@ def relu(v: float) -> float:
 """)
 def larger(a: float, b: float) -> bool:
     """Return whether a > b, of numbers that are not negative: by their bits, NaN the largest."""
-    ...
 
 
 @wp.func_native("""
@@ -157,7 +196,6 @@ def larger(a: float, b: float) -> bool:
 """)
 def marked(v: float, place: wp.uint32) -> float:
     """Return v with `place` in its last four bits."""
-    ...
 
 
 @wp.func_native("""
@@ -169,7 +207,6 @@ def marked(v: float, place: wp.uint32) -> float:
 """)
 def moved(v: float, more: int) -> float:
     """Return v with `more` added to the place in its last bits."""
-    ...
 
 
 @wp.func_native("""
@@ -257,7 +294,7 @@ def with_gradient(best: Own, saved: Own) -> Own:
 def forward(dtype: Any, lrn: bool) -> wp.Kernel:
     """Return the kernel of max_pool(lrn(relu(x + bias))), or without lrn.
 
-    A thread computes two columns of the output, `rows` rows each.
+    A thread computes two columns of the output, `rows` rows of each.
     """
     load_x, load_bias = load(dtype), load(wp.float32)
     store_y, store_saved = store(dtype), store(wp.float32)
@@ -266,14 +303,9 @@ def forward(dtype: Any, lrn: bool) -> wp.Kernel:
     @wp.func
     def row_maxima(
         x: wp.array2d(dtype=dtype),
-        image: int,
+        s: Strip,
         row: int,
         column: int,
-        width: int,
-        channels: int,
-        channel: int,
-        left: int,
-        right: int,
         bias: Near,
         k: float,
         alpha: float,
@@ -284,9 +316,8 @@ def forward(dtype: Any, lrn: bool) -> wp.Kernel:
         first_saved = Own()
         second_saved = Own()
         for i in range(5):
-            pixel = row * width + wp.min(column + i, width - 1)
-            v = load_x(x, image, pixel * channels + channel, 1, left, right)
-            new, saved = compared(v, bias, k, alpha)
+            pixel = row * s.width + wp.min(column + i, s.width - 1)
+            new, saved = compared(load_x(x, s, pixel, 1), bias, k, alpha)
             for j in range(CHANNELS):
                 saved[j] = marked(saved[j], wp.uint32(0))
             if wp.static(i == 0):
@@ -301,7 +332,12 @@ def forward(dtype: Any, lrn: bool) -> wp.Kernel:
                 second, second_saved = keep_larger(second, second_saved, new, saved, i - 2)
         return first, first_saved, second, second_saved
 
-    @wp.kernel(enable_backward=False, grid_stride=False, module="unique")
+    @wp.kernel(
+        enable_backward=False,
+        grid_stride=False,
+        launch_bounds=(THREADS, FORWARD_BLOCKS),
+        module="unique",
+    )
     def fused_forward(
         x: wp.array2d(dtype=dtype),
         bias: wp.array2d(dtype=wp.float32),
@@ -316,34 +352,26 @@ def forward(dtype: Any, lrn: bool) -> wp.Kernel:
         saved: wp.array2d(dtype=wp.float32),
     ):
         image, segment, pair, group = wp.tid()
-        channel = group * CHANNELS
-        left = wp.where(channel % span == 0, 0, 1)
-        right = wp.where((channel + CHANNELS) % span == 0, 0, 1)
-        b = load_bias(bias, 0, channel, 1, left, right)
-        out_height = (height - 3) / 2 + 1
-        out_width = (width - 3) / 2 + 1
+        s = strip(image, height, width, channels, span, group)
+        b = load_bias(bias, strip(0, height, width, channels, span, group), 0, 1)
+        column = 4 * pair
         start = segment * rows
-        stop = wp.min(start + rows, out_height)
-        best0, saved0, best1, saved1 = row_maxima(
-            x, image, 2 * start, 4 * pair, width, channels, channel, left, right, b, k, alpha
-        )
+        stop = wp.min(start + rows, pooled(height))
+        best0, saved0, best1, saved1 = row_maxima(x, s, 2 * start, column, b, k, alpha)
         for row in range(start, stop):
-            new0, new_saved0, new1, new_saved1 = row_maxima(
-                x, image, 2 * row + 1, 4 * pair, width, channels, channel, left, right, b, k, alpha
-            )
+            new0, new_saved0, new1, new_saved1 = row_maxima(x, s, 2 * row + 1, column, b, k, alpha)
             best0, saved0 = keep_larger(best0, saved0, new0, new_saved0, 3)
             best1, saved1 = keep_larger(best1, saved1, new1, new_saved1, 3)
-            new0, new_saved0, new1, new_saved1 = row_maxima(
-                x, image, 2 * row + 2, 4 * pair, width, channels, channel, left, right, b, k, alpha
-            )
+            new0, new_saved0, new1, new_saved1 = row_maxima(x, s, 2 * row + 2, column, b, k, alpha)
             best0, saved0 = keep_larger(best0, saved0, new0, new_saved0, 6)
             best1, saved1 = keep_larger(best1, saved1, new1, new_saved1, 6)
-            at = (row * out_width + 2 * pair) * channels + channel
-            store_y(y, image, at, output(best0))
-            store_saved(saved, image, at, with_gradient(best0, saved0))
-            if 2 * pair + 1 < out_width:
-                store_y(y, image, at + channels, output(best1))
-                store_saved(saved, image, at + channels, with_gradient(best1, saved1))
+            at = row * pooled(width) + 2 * pair
+            store_y(y, s, at, output(best0))
+            store_saved(saved, s, at, with_gradient(best0, saved0))
+            if 2 * pair + 1 < pooled(width):
+                store_y(y, s, at + 1, output(best1))
+                store_saved(saved, s, at + 1, with_gradient(best1, saved1))
+            # The last row is the first of the windows below.
             best0 = new0
             saved0 = new_saved0
             best1 = new1
@@ -391,12 +419,11 @@ def gradients_rectified(g: Near, saved: Near) -> Window:
 """)
 def routed(total: Window, window: Window, place: int) -> Window:
     """Return the sum of a pixel's gradients, with those of a window where it chose the pixel."""
-    ...
 
 
 @wp.func
 def through_norm(x: Near, bias: Near, g: Window, alpha: float) -> Own:
-    """Return dx_i = g_i d_i^-3/4 - 3/2 alpha a_i sum_j g_j a_j d_j^-7/4, with a = relu(x + bias)."""
+    """Return dx_i = g_i d_i^-3/4 - 3/2 alpha a_i sum_j g_j a_j d_j^-7/4; a is ReLU's output."""
     a = Near()
     terms = Near()
     for i in range(CHANNELS + 4):
@@ -421,9 +448,9 @@ def through_relu(x: Near, bias: Near, g: Window, alpha: float) -> Own:
 def backward(dtype: Any, lrn: bool) -> wp.Kernel:
     """Return the kernel of the gradient of `forward`'s y with respect to x and, in parts, bias.
 
-    A thread computes two columns, `rows` pairs of rows each, and the sum of its pixels for `db`.
+    A thread computes two columns, `rows` pairs of rows of them, and their sum for `db`.
     """
-    load_x, load_saved = load(dtype), load(wp.float32)
+    load_x, load_float = load(dtype), load(wp.float32)
     store_dx, store_db = store(dtype), store(wp.float32)
     gradients, through = (
         (gradients_normalized, through_norm) if lrn else (gradients_rectified, through_relu)
@@ -433,24 +460,23 @@ def backward(dtype: Any, lrn: bool) -> wp.Kernel:
     def window(
         g: wp.array2d(dtype=dtype),
         saved: wp.array2d(dtype=wp.float32),
-        image: int,
+        s: Strip,
         row: int,
         column: int,
-        height: int,
-        width: int,
-        channels: int,
-        channel: int,
-        left: int,
-        right: int,
     ) -> Window:
         """Return the gradients of a window; zeros if there is none at this row and column."""
+        height = pooled(s.height)
+        width = pooled(s.width)
         here = wp.where(row >= 0 and row < height and column >= 0 and column < width, 1, 0)
-        at = (row * width + column) * channels + channel
-        return gradients(
-            load_x(g, image, at, here, left, right), load_saved(saved, image, at, here, left, right)
-        )
+        at = row * width + column
+        return gradients(load_x(g, s, at, here), load_float(saved, s, at, here))
 
-    @wp.kernel(enable_backward=False, grid_stride=False, module="unique")
+    @wp.kernel(
+        enable_backward=False,
+        grid_stride=False,
+        launch_bounds=(THREADS, BACKWARD_BLOCKS),
+        module="unique",
+    )
     def fused_backward(
         x: wp.array2d(dtype=dtype),
         bias: wp.array2d(dtype=wp.float32),
@@ -465,54 +491,46 @@ def backward(dtype: Any, lrn: bool) -> wp.Kernel:
         dx: wp.array2d(dtype=dtype),
         db: wp.array2d(dtype=wp.float32),
     ):
-        image, segment, j, group = wp.tid()
-        channel = group * CHANNELS
-        left = wp.where(channel % span == 0, 0, 1)
-        right = wp.where((channel + CHANNELS) % span == 0, 0, 1)
-        b = load_bias(bias, 0, channel, 1, left, right)
-        h = (height - 3) / 2 + 1
-        w = (width - 3) / 2 + 1
-        beside = wp.where(2 * j + 1 < width, 1, 0)
+        image, segment, pair, group = wp.tid()
+        s = strip(image, height, width, channels, span, group)
+        b = load_float(bias, strip(0, height, width, channels, span, group), 0, 1)
+        beside = wp.where(2 * pair + 1 < width, 1, 0)
         start = segment * rows
         stop = wp.min(start + rows, (height + 1) / 2)
         sums = Own()
-        # The gradients of the row's two pixels from the windows that begin above it.
-        this = window(g, saved, image, start - 1, j, h, w, channels, channel, left, right)
-        at_left = window(g, saved, image, start - 1, j - 1, h, w, channels, channel, left, right)
+        # What the first row's two pixels get from the windows that begin above it.
+        this = window(g, saved, s, start - 1, pair)
+        at_left = window(g, saved, s, start - 1, pair - 1)
         total = routed(routed(Window(), this, 6), at_left, 8)
         total_beside = routed(Window(), this, 7)
         for row in range(start, stop):
-            at = (2 * row * width + 2 * j) * channels + channel
-            at_below = at + width * channels
-            # All loads at once, so that one waits while the others do.
-            x00 = load_x(x, image, at, 1, left, right)
-            x01 = load_x(x, image, at + channels, beside, left, right)
+            # All loads come first, so that the waits overlap.
+            at = 2 * row * width + 2 * pair
             below = wp.where(2 * row + 1 < height, 1, 0)
-            x10 = load_x(x, image, at_below, below, left, right)
-            x11 = load_x(x, image, at_below + channels, below * beside, left, right)
-            this = window(g, saved, image, row, j, h, w, channels, channel, left, right)
-            at_left = window(g, saved, image, row, j - 1, h, w, channels, channel, left, right)
+            x00 = load_x(x, s, at, 1)
+            x01 = load_x(x, s, at + 1, beside)
+            x10 = load_x(x, s, at + width, below)
+            x11 = load_x(x, s, at + width + 1, below * beside)
+            this = window(g, saved, s, row, pair)
+            at_left = window(g, saved, s, row, pair - 1)
 
-            total = routed(routed(total, this, 0), at_left, 2)
-            out = through(x00, b, total, alpha)
+            out = through(x00, b, routed(routed(total, this, 0), at_left, 2), alpha)
+            store_dx(dx, s, at, out)
             sums += out
-            store_dx(dx, image, at, out)
             if beside != 0:
                 out = through(x01, b, routed(total_beside, this, 1), alpha)
+                store_dx(dx, s, at + 1, out)
                 sums += out
-                store_dx(dx, image, at + channels, out)
             if below != 0:
-                total = routed(routed(Window(), this, 3), at_left, 5)
-                out = through(x10, b, total, alpha)
+                out = through(x10, b, routed(routed(Window(), this, 3), at_left, 5), alpha)
+                store_dx(dx, s, at + width, out)
                 sums += out
-                store_dx(dx, image, at_below, out)
                 if beside != 0:
                     out = through(x11, b, routed(Window(), this, 4), alpha)
+                    store_dx(dx, s, at + width + 1, out)
                     sums += out
-                    store_dx(dx, image, at_below + channels, out)
             total = routed(routed(Window(), this, 6), at_left, 8)
             total_beside = routed(Window(), this, 7)
-        store_db(db, image, (segment * ((width + 1) / 2) + j) * channels + channel, sums)
+        store_db(db, s, segment * ((width + 1) / 2) + pair, sums)
 
-    load_bias = load_saved
     return fused_backward

@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import fused, parallel
 from alexnet_jax.data import Dataset, device_cache, open_dataset
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop, StopRequest, free_bytes
@@ -36,9 +36,11 @@ def open_setting(config: ConfigDict) -> Setting:
     """Return data and devices for training `config`, the data prepared where they are not.
 
     Raises:
-      InputError: the config does not fit the devices or their memory, or the data do not exist or
-        have another number of classes.
+      InputError: the config does not fit the devices or their memory, what config.fused_pooling
+        needs is missing, or the data do not exist or have another number of classes.
     """
+    if config.fused_pooling:
+        fused.refuse_missing()
     sharding = parallel.sharding(config)
     _refuse_too_large(config, sharding)
     num_classes = config.model.num_classes

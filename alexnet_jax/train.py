@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, optim, parallel
+from alexnet_jax import data, fused, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import EVALUATIONS, evaluate, lowered_eval_steps
@@ -253,7 +253,7 @@ def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) ->
     config, dataset, sharding = setting.config, setting.dataset, setting.sharding
     step = functools.partial(
         train_step,
-        model=model_lib.from_config(config, sharding.column_axis),
+        model=model_lib.from_config(config, sharding.column_axis, fused.from_config(config)),
         config=config,
         num_train=dataset.num_train,
     )

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.num_epochs = 90
     config.num_steps = placeholder(int)
     config.dtype = "float32"
+    config.fused_pooling = False
     config.parallel = "pmap"
 
     config.learning_rate = 0.01
