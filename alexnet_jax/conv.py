@@ -171,7 +171,7 @@ class ConvAndBias(nn.Conv):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:  # type: ignore[override]
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the feature maps without the bias, and the bias, (features,) float32."""
         feature_maps = super().__call__(x)
         return feature_maps, self.param("bias", self.bias_init, (self.features,))
