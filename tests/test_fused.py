@@ -47,8 +47,8 @@ def by_parts(x, bias, *, lrn, columns):
 class TestWhichLayers:
     IMAGES = jnp.asarray(np.random.default_rng(0).normal(0, 50, (2, 67, 67, 3)), jnp.float32)
 
-    def calls(self, **attributes):
-        """Return the arguments of each call of relu_pool, and both nets' logits and gradients."""
+    def both(self, **attributes):
+        """Return a net without relu_pool, one that notes its calls in a list, and the list."""
         calls = []
 
         def noted(x, bias, **arguments):
@@ -56,22 +56,33 @@ class TestWhichLayers:
             return by_parts(x, bias, **arguments)
 
         plain = AlexNet(**NET | attributes)
-        with_it = AlexNet(**NET | attributes, relu_pool=noted)
-        variables = plain.init(jax.random.key(0), self.IMAGES)
-        fresh = with_it.init(jax.random.key(0), self.IMAGES)
+        return plain, plain.clone(relu_pool=noted), calls
+
+    def calls(self, **attributes):
+        """Return the arguments of each call of relu_pool."""
+        plain, fuses, calls = self.both(**attributes)
+        variables = jax.eval_shape(plain.init, jax.random.key(0), self.IMAGES)
+        assert jax.eval_shape(fuses.init, jax.random.key(0), self.IMAGES) == variables
         assert not calls
-        assert jax.tree.all(jax.tree.map(np.array_equal, variables, fresh))
-
-        def loss(model, variables):
-            logits = model.apply(variables, self.IMAGES)
-            return (logits**2).sum(), logits
-
-        def results(model):
-            gradient = jax.jit(jax.grad(functools.partial(loss, model), has_aux=True))
-            return gradient(variables)
-
-        jax.tree.map(np.testing.assert_array_equal, results(with_it), results(plain))
+        jax.eval_shape(fuses.apply, variables, self.IMAGES)
         return calls
+
+    def test_the_network_is_the_same(self):
+        """Initial parameters, logits and gradients are equal to the bit."""
+        plain, fuses, calls = self.both(groups=2)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def results(model):
+            variables = model.init(jax.random.key(0), self.IMAGES)
+
+            def loss(variables):
+                logits = model.apply(variables, self.IMAGES)
+                return (logits**2).sum(), logits
+
+            return variables, jax.grad(loss, has_aux=True)(variables)
+
+        jax.tree.map(np.testing.assert_array_equal, results(fuses), results(plain))
+        assert len(calls) == 3
 
     def test_the_paper_s_three(self):
         k, alpha = DEFAULT.lrn["k"], DEFAULT.lrn["alpha"]
@@ -96,11 +107,11 @@ class TestWhichLayers:
         assert len(self.calls(**attributes)) == number
 
     def test_none_where_the_feature_maps_between_are_asked_for(self):
-        model = AlexNet(**NET, relu_pool=None)
-        variables = model.init(jax.random.key(0), self.IMAGES)
-        model = model.clone(relu_pool=pytest.fail)
-        _, noted = model.apply(variables, self.IMAGES, mutable="intermediates")
-        assert "lrn1" in noted["intermediates"]
+        plain, fuses, calls = self.both()
+        variables = jax.eval_shape(plain.init, jax.random.key(0), self.IMAGES)
+        noted = functools.partial(fuses.apply, mutable="intermediates")
+        _, maps = jax.eval_shape(noted, variables, self.IMAGES)
+        assert "lrn1" in maps["intermediates"] and not calls
 
 
 class TestAskedFor:
@@ -162,7 +173,6 @@ def in_float64(x, bias, g, lrn, columns):
     x, bias, g = (np.asarray(v, np.float64) for v in (x, bias, g))
     a = np.maximum(x + bias, 0)
     apart = a.reshape(*a.shape[:-1], columns, -1)
-    constants = (*lrn, 0.75) if lrn else None
     if lrn:
         k, alpha = lrn
         constants = (k, 5, alpha, 0.75)
