@@ -185,7 +185,8 @@ def step_program(images: Any, labels: Any, relu_pool: Any, autotune_level: int) 
     params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
     held = [(params, optimizer.init(params), jnp.int32(0))]
     lowered = jax.jit(step, donate_argnums=0).lower(held[0], images, labels)
-    program = lowered.compile({"xla_gpu_autotune_level": autotune_level})
+    options: Any = {"xla_gpu_autotune_level": autotune_level}
+    program = lowered.compile(options)
 
     def take() -> Any:
         held[0] = program(held[0], images, labels)
