@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, exchange, optim, parallel
+from alexnet_jax import data, exchange, fused, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import EVALUATIONS, lowered_eval_steps, validation_metrics
@@ -319,7 +319,7 @@ def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) ->
     config, dataset, sharding = setting.config, setting.dataset, setting.sharding
     step = functools.partial(
         train_step,
-        model=model_lib.from_config(config, sharding.column_axis),
+        model=model_lib.from_config(config, sharding.column_axis, fused.from_config(config)),
         config=config,
         num_train=dataset.num_train,
     )

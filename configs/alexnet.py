@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.num_steps = placeholder(int)
     config.init_from = ""  # such as the directory of another run
     config.dtype = "float32"
+    config.fused_pooling = False
     config.parallel = "pmap"
 
     config.learning_rate = 0.01
