@@ -118,7 +118,7 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
     setting = Setting(config, dataset, parallel.Pmap())
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
-    steps = parallel.compiled(*lowered_eval_steps(setting, replicated))
+    steps = parallel.compiled(unsearched=lowered_eval_steps(setting, replicated))
     for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=True):
         metrics = evaluate(step, replicated, setting, what)
         assert metrics is not None  # no stop can be requested here
