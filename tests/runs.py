@@ -51,6 +51,13 @@ def all_layers(model: ConfigDict) -> None:
     model.features, model.hidden = (8,) * 5, (16, 16)
 
 
+def one_layer(model: ConfigDict) -> None:
+    """Leave the model of a tiny config one convolution and one hidden layer: quick to compile."""
+    model.layers, model.features, model.kernels = ("conv1",), (4,), (3,)
+    model.strides, model.padding, model.stages = (2,), (0,), (("relu", "max_pool"),)
+    model.hidden, model.cross_layers, model.biases = (8,), (), (0.0, 0.0, 0.0)
+
+
 def cpu_devices(devices: int = 1, *, quick: bool = True) -> dict[str, str]:
     """Return the environment of a process that sees `devices` CPU devices.
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import InputError, augment, data, optim, parallel, predict, restore
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.evaluate import evaluate, evaluate_checkpoint, lowered_eval_steps
+from alexnet_jax.evaluate import evaluate_checkpoint, lowered_eval_steps, validation_metrics
 from alexnet_jax.rundir import RunRecord, checkpoint
 from alexnet_jax.setting import Setting
 from alexnet_jax.state import abstract_state, create_state, initial_state, step_key
@@ -111,7 +111,7 @@ def test_evaluation_sees_every_example_once(config, digits, batch_size):
     setting = Setting(config, digits, sharding)
     replicated = sharding.replicate(state)
     step = lowered_eval_steps(setting, replicated)[0].compile()
-    found = evaluate(step, replicated, setting)
+    found = validation_metrics(step, replicated, setting)
 
     batches = data.eval_batches(digits, batch_size=len(digits.mean_image) * 8)
     rows = [(b["image"][b["mask"]], b["label"][b["mask"]]) for b in batches]

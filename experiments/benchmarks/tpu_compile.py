@@ -41,7 +41,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import evaluate, model, parallel
 from alexnet_jax.state import abstract_state
-from alexnet_jax.train import train_step
+from alexnet_jax.step import train_step
 from configs import alexnet, alexnet_two_device
 from experiments.benchmarks.scaling import collectives
 

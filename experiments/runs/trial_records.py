@@ -23,7 +23,13 @@ from experiments.reports import metrics, past_runs
 from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.
-UNSEEN = {"accumulate_steps", "checkpoint_every_steps", "log_every_steps", "parallel"}
+UNSEEN = {
+    "accumulate_steps",
+    "checkpoint_every_steps",
+    "checkpoint_keep",
+    "log_every_steps",
+    "parallel",
+}
 EVALUATED = ("loss", "top1_error", "top5_error", "learning_rate")  # of the held-out images
 ERRORS = ("top1_error", "top5_error", "ten_crop_top1_error", "ten_crop_top5_error")
 
