@@ -123,7 +123,8 @@ def evaluate_checkpoint(
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
     number = 2 if test_crops else 1
-    steps = parallel.compiled(*lowered_eval_steps(setting, replicated)[:number])
+    lowered = lowered_eval_steps(setting, replicated)[:number]
+    steps = parallel.compiled(unsearched=lowered)
     for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=False):
         metrics = validation_metrics(step, replicated, setting, what)
         assert metrics is not None  # no stop can be requested here

@@ -303,8 +303,9 @@ def compile_programs(setting: Setting, state: TrainState) -> Programs:
     began = time.perf_counter()
     dataset.decoders().start()  # they get ready while the programs are compiled
     replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
-    lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
-    train, centre, ten_crop = parallel.compiled(*lowered)
+    step = lowered_step(setting, replicated, cached)
+    evaluations = lowered_eval_steps(setting, replicated)
+    train, centre, ten_crop = parallel.compiled(step, unsearched=evaluations)
     print(f"compiled in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     processes.meet()
     [on_devices] = data.to_devices([cached], train.input_shardings[0][1])

@@ -445,3 +445,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(config, tmp_pat
     assert not list((tmp_path / "data").rglob("*array_record*"))
     with pytest.raises(InputError, match="not a run directory"):
         restore(tmp_path)
+
+
+class _Lowered:
+    def compile(self, options=None):
+        return options
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_only_a_gpus_evaluations_are_compiled_without_a_search(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step, *evaluations = parallel.compiled(_Lowered(), unsearched=[_Lowered(), _Lowered()])
+    quick = {"xla_gpu_autotune_level": 0} if backend == "gpu" else None
+    assert (step, evaluations) == (None, [quick, quick])
+
+
+def test_the_option_that_leaves_the_search_out_exists(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    [double] = parallel.compiled(unsearched=[jax.jit(lambda x: 2 * x).lower(1.0)])
+    assert double(3.0) == 6.0
