@@ -46,6 +46,8 @@ OTHER_NAMES = {
     "data": "dataset.path",
     "dataset": "dataset.name",
     "resume": "init_from",
+    "pretrained": "init_from",
+    "weights": "init_from",
 }
 
 
@@ -330,8 +332,9 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
         with processes.joined() if distributed else contextlib.nullcontext():
             result = train_and_evaluate(config, workdir)
         if result is not None:
+            num_classes = config_lib.load(workdir / "config.json").model.num_classes
             print(
-                f"{workdir}: {_errors(result, config.model.num_classes)}{_skipped(result)};"
+                f"{workdir}: {_errors(result, num_classes)}{_skipped(result)};"
                 f" {result['seconds']:.0f} s. The directory contains result.json, metrics.jsonl,"
                 " config.json, checkpoints/ and tensorboard/"
             )

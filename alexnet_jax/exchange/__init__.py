@@ -1,0 +1,5 @@
+"""Weights in and out: networks of earlier runs, of Caffe and of torchvision; files for others."""
+
+from alexnet_jax.exchange.weights import check, initialised, load
+
+__all__ = ["check", "initialised", "load"]
