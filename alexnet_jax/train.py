@@ -193,9 +193,13 @@ def _run(
             stopping = stop.requested  # once: a stop that comes later than this saves later
             save = stopping or step % config.checkpoint_every_steps == 0
             if evaluated or (save and step > first):
+                one_copy = sharding.unreplicate(state)
+                if evaluated:
+                    writer.filters(step, one_copy.params)
                 writer.sync()  # metrics reach the disk before their checkpoint
                 run.seconds = writer.seconds()
-                checkpoints.save(step, sharding.unreplicate(state), run)
+                checkpoints.save(step, one_copy, run)
+                del one_copy  # its memory is free as soon as it is saved
                 writer.resume_clock(step)
             if stopping:
                 break

@@ -2,6 +2,7 @@
 
 from alexnet_jax.rundir import checkpoint, quarantine, resume
 from alexnet_jax.rundir.checkpoint import Checkpoints, Restored, restore
+from alexnet_jax.rundir.filters import mosaic
 from alexnet_jax.rundir.metrics import MetricsWriter
 from alexnet_jax.rundir.progress import evaluating, say
 from alexnet_jax.rundir.record import RunRecord
@@ -31,6 +32,7 @@ __all__ = [
     "evaluating",
     "finished_result",
     "locked",
+    "mosaic",
     "quarantine",
     "restore",
     "resume",
