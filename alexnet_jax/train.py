@@ -95,7 +95,8 @@ def train_and_evaluate(
     config_lib.validate(config)
     resume.check(workdir, config)
     if config.init_from and resume.begins(workdir):
-        exchange.check(config)
+        # Before the data are prepared, which may say how many classes there are: 2 stand in for it.
+        exchange.check(config_lib.with_num_classes(config, 2))
     setting = open_setting(config)
     config = setting.config  # with the number of classes, where it was not given
     resume.check(workdir, config)

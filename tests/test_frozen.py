@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import data, parallel
+from alexnet_jax import data, exchange, optim, parallel, restore
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.state import create_state
 from alexnet_jax.step import train_step
+from configs import finetune
 from tests.agreement import agree
 
 STEPS = 3
@@ -98,3 +99,26 @@ def test_no_gradient_is_computed_below_the_first_trained_layer(
     traced = str(jax.make_jaxpr(_step(config))(state, batch))
     assert traced.count("conv_general_dilated[") == convolutions
     assert traced.count("dot_general[") == products
+
+
+def test_a_linear_probe_of_a_run_changes_only_its_last_layer(config, digits, finished_run):
+    config.init_from = str(finished_run)
+    config.lr_multipliers = (("conv*", 0.0), ("fc4/*", 0.0))
+    state = jax.jit(lambda: create_state(config, statistics_of(digits, config.augment)))()
+    state = exchange.initialised(state, config)
+    batch = next(data.train_batches(digits, seed=0, batch_size=config.batch_size))
+    after = jax.jit(_step(config))(state, batch)
+    _, pretrained, _ = restore(finished_run)
+    for layer, parts in pretrained["params"].items():
+        for part, values in parts.items():
+            same = np.array_equal(after.params[layer][part], values)
+            assert same == (layer != "fc5"), f"{layer}/{part}"
+
+
+def test_the_recipe_trains_the_last_layer_ten_times_as_fast_as_what_was_loaded():
+    config = finetune.get_config()
+    layers = (*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8")
+    for part in ("kernel", "bias"):
+        rates = [optim.learning_rate(config, 0, 1.0, 1000, f"{name}/{part}") for name in layers]
+        factors = [0.0] + 6 * [0.1] + [1.0]
+        assert rates == pytest.approx([config.learning_rate * factor for factor in factors])

@@ -16,7 +16,6 @@ default OUT is WORKDIR/finetune, WORKDIR runs/finetune. Both folders hold train/
 val/<class>/. Further --config.FIELD=VALUE go to run.py, of all runs, and label the result.
 """
 
-import os
 import pathlib
 import sys
 from typing import Any
@@ -63,7 +62,7 @@ def few_images(folder: pathlib.Path, per_class: int, out: pathlib.Path) -> pathl
             links.mkdir(parents=True, exist_ok=True)
             for file in files:
                 if not (links / file.name).exists():
-                    (links / file.name).symlink_to(os.path.abspath(file))
+                    (links / file.name).symlink_to(file.absolute())
     return out
 
 

@@ -251,7 +251,7 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         ),
         (cifar10, ["--net=80sec", "--data=nowhere"], "unknown data set 'nowhere'"),
         (figure1, ["--data=nowhere"], "unknown data set 'nowhere'"),
-        (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no train/"),
+        (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no class folders"),
         (cifar10, ["--net=80sec", "--out=."], "--out=.: give the path of files"),
         (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
         (figure1, ["--config.log_every_steps=9"], "the training error is that of every step"),
