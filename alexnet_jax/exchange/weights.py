@@ -62,7 +62,6 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> dict[str, Any]:
 
 def check(config: ConfigDict) -> None:
     """Raise InputError unless `config.init_from` can be read and has a layer that fits."""
-    config = config_lib.with_num_classes(config, 2)  # any number, where the data set decides it
     _fitting(abstract_state(config).params, config)
 
 

@@ -128,8 +128,3 @@ def test_weights_that_are_not_finite_are_refused(config, digits, tmp_path, monke
     config.init_from = str(tmp_path / "run")
     with pytest.raises(InputError, match="run: conv2/bias is not finite"):
         exchange.check(config)
-
-
-def test_the_number_of_classes_may_be_left_to_the_data(config, source):
-    config.init_from, config.model.num_classes = str(source), 0
-    exchange.check(config)
