@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
+from alexnet_jax.config import with_num_classes
 from alexnet_jax.data import Dataset, device_cache, open_dataset
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop, StopRequest, free_bytes
@@ -20,7 +21,7 @@ class Setting:
     """What does not change while a network is trained or evaluated.
 
     Attributes:
-      config: valid.
+      config: valid; with the number of classes, also where the recipe leaves it to the data set.
       dataset: prepared and open.
       sharding: over the devices.
       stop: polled between batches; by default one that nobody requests.
@@ -49,6 +50,7 @@ def open_setting(config: ConfigDict) -> Setting:
     directory = prepare(config.dataset, num_classes=num_classes)
     dataset = open_dataset(directory, config.dataset.on_error)
     check_classes(num_classes, dataset.class_names, config.dataset.name)
+    config = with_num_classes(config, len(dataset.class_names))
     if config.dataset.cache == "device":
         device_cache.refuse_too_large(dataset, sharding.shares)
     return Setting(config, dataset, sharding)

@@ -43,6 +43,7 @@ def train_step(
             augment_key, rows["id"], rows["image"], state.statistics, config.augment, colour_on
         )
         rngs = {"dropout": dropout_key}
+        params = optim.trained(config, params)
         logits: Any = model.apply(
             {"params": params}, images, train=True, example_ids=rows["id"], rngs=rngs
         )

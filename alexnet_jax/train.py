@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, optim, parallel
+from alexnet_jax import data, exchange, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import EVALUATIONS, lowered_eval_steps, validation_metrics
@@ -94,12 +94,17 @@ def train_and_evaluate(
     workdir, primary = pathlib.Path(workdir), jax.process_index() == 0  # of several one writes
     config_lib.validate(config)
     resume.check(workdir, config)
+    if config.init_from and resume.begins(workdir):
+        # Before the data are prepared, which may say how many classes there are: 2 stand in for it.
+        exchange.check(config_lib.with_num_classes(config, 2))
     setting = open_setting(config)
+    config = setting.config  # with the number of classes, where it was not given
+    resume.check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = resume.locked(workdir) if primary else contextlib.nullcontext()
     with lock, Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
         rewinds = processes.from_first(resume.rewinds(workdir))
-        state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
+        state, record = _begin(setting, workdir, checkpoints, rewinds)
         if primary:
             config_lib.save(config, workdir / "config.json")
         if finished := _finished(setting, workdir, int(state.step)):
@@ -120,9 +125,7 @@ def train_and_evaluate(
                 except NotFinite as error:
                     rewinds = record.rewinds + 1
                     rewind_or_stop(config, workdir, error, rewinds, checkpoints)
-                    state, record = resume.begin(
-                        config, workdir, setting.dataset, checkpoints, rewinds
-                    )
+                    state, record = _begin(setting, workdir, checkpoints, rewinds)
             if primary and result is not None:
                 config_lib.write_json(result, workdir / "result.json")
     return result
@@ -141,6 +144,17 @@ class Programs(NamedTuple):
     evaluate: Any
     ten_crop: Any
     cached: dict[str, jax.Array]
+
+
+def _begin(
+    setting: Setting, workdir: pathlib.Path, checkpoints: Checkpoints, rewinds: int
+) -> tuple[TrainState, RunRecord]:
+    """Return `resume.begin`, with the weights of `config.init_from` where the run is new."""
+    config = setting.config
+    state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
+    if config.init_from and int(state.step) == 0:
+        state = exchange.initialised(state, config)
+    return state, record
 
 
 def _run(
@@ -286,6 +300,7 @@ def compile_programs(setting: Setting, state: TrainState) -> Programs:
         file=sys.stderr,
     )
     began = time.perf_counter()
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
     lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
     train, centre, ten_crop = parallel.compiled(*lowered)

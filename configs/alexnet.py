@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.accumulate_steps = 1
     config.num_epochs = 90
     config.num_steps = placeholder(int)
+    config.init_from = ""  # such as the directory of another run
     config.dtype = "float32"
     config.parallel = "pmap"
 
@@ -84,6 +85,7 @@ def get_config() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "imagenet2012"
     config.dataset.path = ""
+    config.dataset.val_fraction = 0.2  # of a folder without train/ and val/
     config.dataset.data_dir = "~/tensorflow_datasets"
     config.dataset.image_size = 256
     config.dataset.encoding = "jpeg"

@@ -62,6 +62,15 @@ ROWS = (
         " 4 epochs", "imagenette_ablations", "full"),
     Row("quickstart", "digits", "bfloat16_digits", "full"),
     Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16"),
+    *(
+        Row(recipe, f"100 images per class of Imagenette at 72 px, a narrower net, {what}"
+            f" ([overrides](../{RESULTS}/README.md)), cut short: 24 epochs", "finetune", name)
+        for recipe, name, what in (
+            ("folder", "scratch", "from scratch"),
+            ("finetune", "probe", "pretrained on Imagewoof, last layer trained"),
+            ("finetune", "finetune", "pretrained on Imagewoof, fine-tuned"),
+        )
+    ),
 )  # fmt: skip
 
 

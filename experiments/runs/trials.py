@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import check, finished_result, locked, versions
 from experiments.command_line import field, read_config, without_places
@@ -80,12 +79,12 @@ def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
     """Return the result of a trial that has ended as its config has it, None of any other."""
     directory, config = trial.directory(workdir), trial.config()
     try:
-        was = dict(config_lib.flatten(config_lib.load(directory / "config.json")))
+        was = config_lib.load(directory / "config.json")
         result = json.loads((directory / "result.json").read_text())
         num_train = round(result["step"] * config.batch_size / result["epoch"])
     except (OSError, InputError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
-    if any(was[n] != v for n, v in config_lib.flatten(config) if n not in CHANGEABLE):
+    if config_lib.changed_fields(was, config):
         return None
     return finished_result(directory, total_steps(config, num_train))
 
