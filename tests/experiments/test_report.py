@@ -184,3 +184,11 @@ def test_a_directory_that_is_not_a_run_is_refused_before_anything_is_written(
     monkeypatch.setattr(sys, "argv", ["report.py", f"--out={tmp_path}/out", str(run)])
     assert report.main() == 0
     assert capsys.readouterr().out == f"open {tmp_path}/out/index.html\n"
+
+
+def test_the_filters_of_a_run_are_one_image(finished_run, tmp_path, monkeypatch):
+    out = tmp_path / "filters.png"
+    monkeypatch.setattr(sys, "argv", ["filters", str(finished_run), f"--out={out}"])
+    assert filters.main() == 0
+    with Image.open(out) as image:
+        assert image.width > 400 and len(image.convert("RGB").getcolors(1 << 20)) > 50
