@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, parallel
+from alexnet_jax import data, fused, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import is_prepared, prepare
@@ -24,7 +24,7 @@ EVALUATIONS = ("evaluation", "test crops")  # as progress names them, in the ord
 
 def eval_steps(config: ConfigDict, sharding: parallel.Pmap | parallel.Split) -> list[Any]:
     """Return `eval_step` over all devices for the centre crop, and for ten crops."""
-    model = model_lib.from_config(config, sharding.column_axis)
+    model = model_lib.from_config(config, sharding.column_axis, fused.from_config(config))
     step = functools.partial(eval_step, model=model, config=config)
     return [sharding.map(functools.partial(step, ten_crop=ten)) for ten in (False, True)]
 

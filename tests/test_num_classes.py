@@ -49,6 +49,22 @@ def test_it_is_read_from_the_data_and_recorded_before_anything_is_compiled(
         train_and_evaluate(config, workdir)
 
 
+def test_a_pretrained_network_gets_as_many_outputs_as_there_are_classes(
+    config, tmp_path, finished_run, uncompiled, capsys
+):
+    config.model.num_classes, config.dataset.name = 0, "folder"
+    config.dataset.path = str(make_folder(tmp_path / "pets", classes=("cat", "cow", "dog")))
+    config.dataset.data_dir = str(tmp_path / "data")
+    config.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere does not exist; init_from takes"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
+    config.init_from = str(finished_run)
+    with pytest.raises(Compiled, match=r"3, 3"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert "loaded conv1, conv2, conv3, fc4" in capsys.readouterr().err
+
+
 def test_one_class_is_refused_before_anything_is_made(config, tmp_path):
     config.model.num_classes, config.dataset.name = 0, "folder"
     config.dataset.path = str(make_folder(tmp_path / "pets", classes=("cat",)))

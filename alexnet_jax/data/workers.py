@@ -34,7 +34,7 @@ from alexnet_jax.host import SIGNALS, cores
 
 # With that many cores or fewer, threads scale as well: 4 decoded 0.996 times 4 single ones.
 _FEW_CORES = 4
-_PART = 32  # rows at least: a task costs this process about as much as two images
+_PART = 64  # rows at least: a task costs this process about as much time as decoding an image
 _SPARE = 16  # batches that the caller may keep at a time before decoding slows down
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # The packages are there, but what is in their __init__ is not imported: it takes two seconds.
@@ -94,7 +94,8 @@ class Workers:
         """As `Decoders`."""
         share = max(min(_PART, rows), -(-rows // self._number))
         parts = -(-rows // share)
-        return share, max(AHEAD, -(-2 * self._number // parts))
+        # Each worker has a task, and every second one the next: then none waits for this process.
+        return share, max(AHEAD, -(-3 * self._number // (2 * parts)))
 
     def arrays(self, shape: tuple[int, ...], keep: int) -> Callable[[], np.ndarray]:
         """As `Decoders`."""
