@@ -254,7 +254,10 @@ def test_curves_compares_runs_and_skips_torn_lines(workdirs, tmp_path, monkeypat
 
 def test_train_draws_what_metrics_jsonl_holds(config, digits, tmp_path, monkeypatch):
     """From the callback while it trains, and from the file if the run has finished before."""
-    changes = runs.FIELDS | {"dataset.data_dir": config.dataset.data_dir, "num_steps": 2}
+    runs.one_layer(config.model)
+    model = config.model.items()
+    changes = {f"model.{name}": value for name, value in model if name != "lrn"}
+    changes |= {"dataset.data_dir": config.dataset.data_dir, "num_steps": 2, "batch_size": 16}
     for _ in range(2):  # the second time the run has finished
         found = execute("train", monkeypatch, WORKDIR=tmp_path / "run", CHANGES=changes)
         assert found["result"]["step"] == 2
