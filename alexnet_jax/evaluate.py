@@ -119,6 +119,7 @@ def evaluate_checkpoint(
     config = trained.copy_and_resolve_references()
     config.batch_size, config.accumulate_steps = parallel.round_up(eval_batch_size(given)), 1
     setting = Setting(config, dataset, parallel.Pmap())
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
     number = 2 if test_crops else 1

@@ -300,6 +300,7 @@ def compile_programs(setting: Setting, state: TrainState) -> Programs:
         file=sys.stderr,
     )
     began = time.perf_counter()
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
     lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
     train, centre, ten_crop = parallel.compiled(*lowered)

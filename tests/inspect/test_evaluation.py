@@ -187,11 +187,8 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--mode=evaluate", "--out=x"],
-            "--out=x goes with --images in --mode=predict or evaluate",
-        ),
-        (["--mode=predict", "--test_crops=false"], "--test_crops=false goes with --mode=evaluate"),
+        (["--mode=evaluate", "--out=x"], "--out=x: --mode=evaluate writes there with --images"),
+        (["--mode=predict", "--test_crops=false"], "--test_crops=False goes with --mode=evaluate"),
         (["--mode=evaluate", "stray"], "unexpected argument 'stray'"),
     ],
 )
