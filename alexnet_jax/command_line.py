@@ -20,16 +20,28 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import configs
 from alexnet_jax.errors import InputError, limit_met, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.exchange import FORMATS, export
 from alexnet_jax.fields import FIELDS, bad_value, expanded, is_path, nearest, unknown_field
 from alexnet_jax.host import compilation_cache, heap, processes, streams, threads
-from alexnet_jax.inspect import profile, summary, write_predictions
+from alexnet_jax.inspect import evaluate, profile, summary, write_predictions
 from alexnet_jax.predict import predict
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
-MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
+MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile", "export")
 NEED_CONFIG = ("train", "summary", "prepare", "profile")
+FLAGS = (
+    *("config", "workdir", "mode", "images", "out", "format", "test_crops"),
+    *("prepare_shard", "distributed"),
+)
+BELONG = {  # the modes that other flags are for
+    "out": ("predict", "evaluate", "export"),
+    "format": ("export",),
+    "test_crops": ("evaluate",),
+    "prepare_shard": ("prepare",),
+    "distributed": ("train",),
+}
 ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
 RECIPES = pathlib.Path(configs.__path__[0])
 # What other programs call a field, by its last word.
@@ -67,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         arguments = _parse(values, argv)
-        heap.keep()
+        heap.keep_on_cpu()
         threads.for_jax()
         compilation_cache.keep()
         _dispatch(values, arguments)
@@ -125,12 +137,32 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     where: Any = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Directory of the run.", **where)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", **where)
-    flags.DEFINE_multi_string("images", [], "Images and folders for --mode=predict.", **where)
+    flags.DEFINE_multi_string(
+        "images",
+        [],
+        "Images and folders for --mode=predict; for --mode=evaluate a folder of class folders.",
+        **where,
+    )
     flags.DEFINE_string(
         "out",
         None,
         "For --mode=predict: where predictions.csv and predictions.png go, by default"
-        " WORKDIR/predictions; without a folder in --images they are written where this is given.",
+        " WORKDIR/predictions; without a folder in --images they are written where this is given."
+        " For --mode=evaluate with --images: where its files go, by default WORKDIR/evaluation."
+        " For --mode=export: the file.",
+        **where,
+    )
+    flags.DEFINE_boolean(
+        "test_crops",
+        True,
+        "For --mode=evaluate: the errors of ten crops, too; --test_crops=false leaves them out.",
+        **where,
+    )
+    flags.DEFINE_enum(
+        "format",
+        None,
+        FORMATS,
+        "For --mode=export: what the file is; see docs/weights.md.",
         **where,
     )
     flags.DEFINE_string(
@@ -154,7 +186,7 @@ def _help(values: flags.FlagValues) -> str:
         "Train, evaluate and use AlexNet: run.py --config=RECIPE --workdir=DIR [flags]",
         f"\nrecipes: {', '.join(sorted(_recipes()))}\n\nflags:",
     ]
-    for name in ("config", "workdir", "mode", "images", "out", "prepare_shard", "distributed"):
+    for name in FLAGS:
         meaning = (values[name].help or "").partition(";\n")[
             0
         ]  # absl adds how often it may be given
@@ -197,11 +229,18 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         config_lib.validate(values["config"].value)
     elif mode in NEED_CONFIG:
         raise InputError(f"--mode={mode} needs --config, such as --config=alexnet")
-    if rest and mode != "predict":
+    images = values["images"].value
+    if rest and not (mode == "predict" or (mode == "evaluate" and images)):
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
-    for name, of in (("distributed", "train"), ("out", "predict"), ("prepare_shard", "prepare")):
-        if values[name].value and mode != of:
-            raise InputError(f"--{name}={values[name].value} goes with --mode={of}, not {mode}")
+    for name, modes in BELONG.items():
+        flag = values[name]
+        if flag.value != flag.default and mode not in modes:
+            known, given = " or ".join(modes), f"--{name}={flag.value}"[:200]
+            raise InputError(f"{given} goes with --mode={known}, not {mode}")
+    if mode == "evaluate" and values["out"].value and not images:
+        raise InputError(f"--out={values['out'].value}: --mode=evaluate writes there with --images")
+    if mode == "evaluate" and images and values["config"].value is not None:
+        raise InputError("--images is evaluated with the config of the run: leave out --config")
     return rest
 
 
@@ -315,11 +354,29 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
             )
     elif mode == "profile":
         print(profile(config, workdir))
+    elif mode == "evaluate" and given["images"]:
+        _evaluate(workdir, given["images"] + arguments, given["out"], given["test_crops"])
     elif mode == "evaluate":
-        result = evaluate_checkpoint(workdir, config)
+        result = evaluate_checkpoint(workdir, config, given["test_crops"])
         print(f"{workdir}: {_errors(result, result['num_classes'])}{_skipped(result)}")
+    elif mode == "export":
+        if not given["format"] or not given["out"]:
+            raise InputError(f"--mode=export needs --out=FILE and --format={'|'.join(FORMATS)}")
+        print(export(workdir, given["format"], _directory("out", given["out"])))
     else:
         _predict(workdir, given["images"] + arguments, given["out"])
+
+
+def _evaluate(workdir: pathlib.Path, folders: list[str], out: str | None, test_crops: bool) -> None:
+    directory = _directory("out", out) if out else workdir / "evaluation"
+    result = evaluate(workdir, [path for path in folders if path], None, directory, test_crops)
+    on = f"{result['count']:,} images of {len(result['classes']):,} classes,"
+    print(
+        f"{workdir}: {_errors(result, result['num_classes'], on)};"
+        f" skipped {result['not_images']:,} files that are not images,"
+        f" {result['undecodable']:,} undecodable, {result['outside_classes']:,} in no class folder."
+        f" {directory} contains evaluation.json, evaluation.csv, confusion.png and mistakes.png"
+    )
 
 
 def _predict(workdir: pathlib.Path, images: list[str], out: str | None) -> None:
@@ -353,11 +410,11 @@ def _skipped(result: dict[str, Any]) -> str:
     return f"; damaged records skipped: {number}" if number else ""
 
 
-def _errors(result: dict[str, Any], num_classes: int) -> str:
+def _errors(result: dict[str, Any], num_classes: int, on: str = "validation") -> str:
     """Return the errors of `result`; of up to five classes without top-5, which is always 0."""
-    top5 = [f", top-5 {result['top5_error']:.2%}", f", {result['ten_crop_top5_error']:.2%}"]
-    of_one, of_ten = top5 if num_classes > 5 else ("", "")
-    return (
-        f"step {result['step']}: validation top-1 error {result['top1_error']:.2%}{of_one}"
-        f" (test crops: {result['ten_crop_top1_error']:.2%}{of_ten})"
-    )
+    top5 = f", top-5 {result['top5_error']:.2%}" if num_classes > 5 else ""
+    line = f"step {result['step']}: {on} top-1 error {result['top1_error']:.2%}{top5}"
+    if "ten_crop_top1_error" not in result:
+        return line
+    top5 = f", {result['ten_crop_top5_error']:.2%}" if num_classes > 5 else ""
+    return f"{line} (test crops: {result['ten_crop_top1_error']:.2%}{top5})"

@@ -201,7 +201,8 @@ def from_dict(tree: dict) -> ConfigDict:
     """Return the ConfigDict of a tree read from JSON, in which tuples have become lists.
 
     Fields that the version which wrote it did not have get the value that it used, and fields that
-    have another name since then get that name.
+    have another name since then get that name. It is locked: an unknown field raises
+    AttributeError.
     """
 
     def tuples(value: Any) -> Any:
@@ -215,7 +216,7 @@ def from_dict(tree: dict) -> ConfigDict:
         group = functools.reduce(lambda found, each: found.get(each, ConfigDict()), groups, config)
         if last not in group:
             group[last] = value
-    return config
+    return config.lock()
 
 
 def refuse_changes(

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, parallel
+from alexnet_jax import data, fused, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import is_prepared, prepare
@@ -24,7 +24,7 @@ EVALUATIONS = ("evaluation", "test crops")  # as progress names them, in the ord
 
 def eval_steps(config: ConfigDict, sharding: parallel.Pmap | parallel.Split) -> list[Any]:
     """Return `eval_step` over all devices for the centre crop, and for ten crops."""
-    model = model_lib.from_config(config, sharding.column_axis)
+    model = model_lib.from_config(config, sharding.column_axis, fused.from_config(config))
     step = functools.partial(eval_step, model=model, config=config)
     return [sharding.map(functools.partial(step, ten_crop=ten)) for ten in (False, True)]
 
@@ -41,7 +41,7 @@ def eval_batch_size(config: ConfigDict) -> int:
     return max(1, config.batch_size // config.accumulate_steps)
 
 
-def evaluate(
+def validation_metrics(
     step: Any, state: TrainState, setting: Setting, what: str = "evaluation"
 ) -> dict[str, float] | None:
     """Return the mean `loss`, `top1_error`, `top5_error` over the validation set, and the rate.
@@ -80,17 +80,20 @@ def evaluate(
     return {name: value / count for name, value in sums.items()} | {"images_per_second": rate}
 
 
-def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    workdir: pathlib.Path, given: ConfigDict | None = None, test_crops: bool = True
+) -> dict[str, Any]:
     """Return the validation errors of a run's best checkpoint, as in `result.json`.
 
     Args:
       workdir: the directory of a run, finished or not.
       given: a config; its `dataset` and `batch_size` are used in place of the run's. Without
         it nothing is downloaded or prepared: a run may come from someone else.
+      test_crops: whether to evaluate the crops of `config.augment.test_crops` too.
 
     Returns:
-      `step`, `top1_error`, `top5_error`, `ten_crop_top1_error`, `ten_crop_top5_error`,
-      `skipped_records` and `num_classes`.
+      `step`, `top1_error`, `top5_error`, with `test_crops` `ten_crop_top1_error` and
+      `ten_crop_top5_error`, `skipped_records` and `num_classes`.
 
     Raises:
       InputError: there is no checkpoint, or the data do not fit the network.
@@ -116,11 +119,14 @@ def evaluate_checkpoint(workdir: pathlib.Path, given: ConfigDict | None = None) 
     config = trained.copy_and_resolve_references()
     config.batch_size, config.accumulate_steps = parallel.round_up(eval_batch_size(given)), 1
     setting = Setting(config, dataset, parallel.Pmap())
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
-    steps = parallel.compiled(*lowered_eval_steps(setting, replicated))
-    for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=True):
-        metrics = evaluate(step, replicated, setting, what)
+    number = 2 if test_crops else 1
+    lowered = lowered_eval_steps(setting, replicated)[:number]
+    steps = parallel.compiled(unsearched=lowered)
+    for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=False):
+        metrics = validation_metrics(step, replicated, setting, what)
         assert metrics is not None  # no stop can be requested here
         result |= {f"{prefix}{name}": metrics[name] for name in ("top1_error", "top5_error")}
     counts = {"skipped_records": dataset.num_damaged, "num_classes": len(dataset.class_names)}

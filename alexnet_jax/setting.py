@@ -1,10 +1,12 @@
 """The resources of a run: data, devices, checkpoints and the request to stop, opened once."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import fused, parallel
 from alexnet_jax.config import with_num_classes
 from alexnet_jax.data import Dataset, device_cache, open_dataset
 from alexnet_jax.errors import InputError
@@ -24,6 +26,7 @@ class Setting:
       sharding: over the devices.
       stop: polled between batches; by default one that nobody requests.
       checkpoints: of the run; None where nothing is saved.
+      callback: called with each line of metrics.jsonl, as a dict.
     """
 
     config: ConfigDict
@@ -31,15 +34,18 @@ class Setting:
     sharding: parallel.Pmap | parallel.Split
     stop: Stop = dataclasses.field(default_factory=StopRequest)
     checkpoints: Checkpoints | None = None
+    callback: Callable[[dict[str, Any]], object] | None = None
 
 
 def open_setting(config: ConfigDict) -> Setting:
     """Return data and devices for training `config`, the data prepared where they are not.
 
     Raises:
-      InputError: the config does not fit the devices or their memory, or the data do not exist or
-        have another number of classes.
+      InputError: the config does not fit the devices or their memory, what config.fused_pooling
+        needs is missing, or the data do not exist or have another number of classes.
     """
+    if config.fused_pooling:
+        fused.refuse_missing()
     sharding = parallel.sharding(config)
     _refuse_too_large(config, sharding)
     num_classes = config.model.num_classes

@@ -5,20 +5,22 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, exchange, optim, parallel
+from alexnet_jax import data, exchange, fused, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import NotFinite
-from alexnet_jax.evaluate import EVALUATIONS, evaluate, lowered_eval_steps
+from alexnet_jax.evaluate import EVALUATIONS, lowered_eval_steps, validation_metrics
 from alexnet_jax.host import StopRequest, processes
 from alexnet_jax.optim import evaluation_due, total_steps
 from alexnet_jax.rundir import (
@@ -31,16 +33,55 @@ from alexnet_jax.rundir import (
     versions,
 )
 from alexnet_jax.setting import Setting, open_setting
-from alexnet_jax.state import TrainState, abstract_state
+from alexnet_jax.state import TrainState, abstract_state, seed_words
 from alexnet_jax.step import train_step
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any] | None:
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> dict[str, Any]:
+    """Train the network of `config`, or continue the run in `workdir`, and return its result.
+
+    As `run.py` does, but for a notebook or another program: signals keep their handlers, and no
+    setting of the process changes. Interrupted (KeyboardInterrupt), the run loses what it did since
+    the last checkpoint; the same call continues from there, in the same process or another.
+
+    Args:
+      config: as a recipe's get_config() returns it, with what fields were changed.
+      workdir: the run directory; made if it does not exist.
+      callback: called with each line of metrics.jsonl as a dict, after it is written: with `split`
+        'train' for each logged step (one step late, so that the devices need not wait), and 'val'
+        for each evaluation. What it raises ends the training.
+
+    Returns:
+      What `result.json` holds: `step`, `epoch`, `best_step`, `top1_error`, ...
+
+    Raises:
+      InputError: the config is not valid, the data, the devices or the run in `workdir` do not fit
+        it, or another process trains there.
+      NotFinite: a number of the run became NaN or infinite.
+    """
+    stop = contextlib.nullcontext(StopRequest())  # which nobody requests
+    result = train_and_evaluate(config, pathlib.Path(workdir), stop, callback)
+    assert result is not None  # None only after a stop
+    return result
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    stop: contextlib.AbstractContextManager[StopRequest] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+) -> dict[str, Any] | None:
     """Train the network of `config`, or continue the run in `workdir`, and return its result.
 
     Args:
       config: as a recipe's get_config() returns it, with what fields were changed.
       workdir: the run directory; made if it is not there.
+      stop: context whose `requested` is polled between steps; by default SIGINT and SIGTERM set it.
+      callback: see `train`.
 
     Returns:
       What `result.json` holds; None where a signal asked to stop before the end. The same call
@@ -62,7 +103,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     resume.check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = resume.locked(workdir) if primary else contextlib.nullcontext()
-    with lock, Checkpoints(workdir) as checkpoints:
+    with lock, Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
         rewinds = processes.from_first(resume.rewinds(workdir))
         state, record = _begin(setting, workdir, checkpoints, rewinds)
         if primary:
@@ -70,9 +111,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
         if finished := _finished(setting, workdir, int(state.step)):
             return finished
         programs = compile_programs(setting, state)
-        with StopRequest() as here:  # before this there is nothing that a signal could lose
-            stop = processes.together(here)
-            setting = dataclasses.replace(setting, stop=stop, checkpoints=checkpoints)
+        # Before this there is nothing that a signal could lose.
+        with StopRequest() if stop is None else stop as here:
+            setting = dataclasses.replace(
+                setting,
+                stop=processes.together(here),
+                checkpoints=checkpoints,
+                callback=callback,
+            )
             while True:
                 try:
                     result = _run(setting, workdir, programs, state, record)
@@ -92,7 +138,7 @@ class Programs(NamedTuple):
     Attributes:
       train: the training step, (state, batch) -> (state, metrics), which donates the state.
       evaluate, ten_crop: (state, batch) -> sums of metrics.
-      cached: the training set where it lies on the devices, else empty: a part of each batch.
+      cached: a part of each batch that lies on the devices: see `cached_rows`.
     """
 
     train: Any
@@ -127,6 +173,7 @@ def _run(
     state = sharding.replicate(state)
     batches = train_batches(setting, programs.train, programs.cached, first)
     with MetricsWriter(workdir, config, dataset.num_train, first, run) as writer:
+        writer.callback = setting.callback
         for step in range(first, num_steps + 1):
             if step > first:
                 state, metrics = programs.train(state, next(batches))
@@ -138,7 +185,7 @@ def _run(
             due = evaluation_due(config, step, dataset.num_train)
             if run.validation is None and (due or step == num_steps):
                 writer.flush()
-                run.validation = evaluate(programs.evaluate, state, setting)
+                run.validation = validation_metrics(programs.evaluate, state, setting)
                 if run.validation is not None:
                     evaluated = True
                     state, schedule = _schedule(setting, state, run, step, due)
@@ -148,9 +195,13 @@ def _run(
             stopping = stop.requested  # once: a stop that comes later than this saves later
             save = stopping or step % config.checkpoint_every_steps == 0
             if evaluated or (save and step > first):
+                one_copy = sharding.unreplicate(state)
+                if evaluated:
+                    writer.filters(step, one_copy.params)
                 writer.sync()  # metrics reach the disk before their checkpoint
                 run.seconds = writer.seconds()
-                checkpoints.save(step, sharding.unreplicate(state), run)
+                checkpoints.save(step, one_copy, run)
+                del one_copy  # its memory is free as soon as it is saved
                 writer.resume_clock(step)
             if stopping:
                 break
@@ -158,7 +209,7 @@ def _run(
         checkpoints.wait()
         ten_crops = None
         if not stopping:
-            ten_crops = evaluate(programs.ten_crop, state, setting, EVALUATIONS[1])
+            ten_crops = validation_metrics(programs.ten_crop, state, setting, EVALUATIONS[1])
         if ten_crops is None:
             line = f"stopped at step {step} of {num_steps}; the same command continues"
             print(line, file=sys.stderr)
@@ -250,9 +301,11 @@ def compile_programs(setting: Setting, state: TrainState) -> Programs:
         file=sys.stderr,
     )
     began = time.perf_counter()
+    dataset.decoders().start()  # they get ready while the programs are compiled
     replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
-    lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
-    train, centre, ten_crop = parallel.compiled(*lowered)
+    step = lowered_step(setting, replicated, cached)
+    evaluations = lowered_eval_steps(setting, replicated)
+    train, centre, ten_crop = parallel.compiled(step, unsearched=evaluations)
     print(f"compiled in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     processes.meet()
     [on_devices] = data.to_devices([cached], train.input_shardings[0][1])
@@ -267,22 +320,31 @@ def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) ->
     config, dataset, sharding = setting.config, setting.dataset, setting.sharding
     step = functools.partial(
         train_step,
-        model=model_lib.from_config(config, sharding.column_axis),
+        model=model_lib.from_config(config, sharding.column_axis, fused.from_config(config)),
         config=config,
         num_train=dataset.num_train,
     )
     rows = config.batch_size // jax.process_count()
-    blank = data.blank_batch(dataset, rows, kind="records" if cached else "train")
+    blank = data.blank_batch(dataset, rows, kind="records" if _on_device(config) else "train")
     batch = cached | sharding.shard(blank)
     return sharding.map(step, updates_state=True).lower(state, batch)
 
 
 def cached_rows(setting: Setting) -> dict[str, Any]:
-    """Return this process's rows of the training set for `dataset.cache=device`, else nothing."""
-    if setting.config.dataset.cache != "device":
-        return {}
-    rows = data.device_cache.cached_rows(setting.dataset, setting.sharding.shares)
+    """Return this process's rows of what every batch has.
+
+    That is the seed, so that it is no constant of the program, which the compilation cache then
+    has for other seeds too; and for `dataset.cache=device` the training set.
+    """
+    config, shares = setting.config, setting.sharding.shares
+    rows = {"seed_words": np.tile(seed_words(config), shares // jax.process_count())}
+    if _on_device(config):
+        rows |= data.device_cache.cached_rows(setting.dataset, shares)
     return setting.sharding.shard(rows)
+
+
+def _on_device(config: ConfigDict) -> bool:
+    return config.dataset.cache == "device"
 
 
 def train_batches(
@@ -293,7 +355,7 @@ def train_batches(
     `step` is compiled, and `cached` is a part of each batch.
     """
     config, dataset = setting.config, setting.dataset
-    read = data.train_records if cached else data.train_batches
+    read = data.train_records if _on_device(config) else data.train_batches
     rows = read(
         dataset,
         seed=config.seed,

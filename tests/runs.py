@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 ROOT = pathlib.Path(__file__).parent.parent
+ON_DEVICE = "ALEXNET_JAX_TESTS_ON_DEVICE"  # see experiments/paper/numerics.py
 
 # Each kind of layer of the quickstart on digits, as narrow as they can be, conv3 crossing columns.
 FIELDS = {
@@ -49,6 +50,13 @@ def all_layers(model: ConfigDict) -> None:
     names = ("layers", "kernels", "strides", "padding", "stages", "biases")
     model.update({name: whole[name] for name in names})
     model.features, model.hidden = (8,) * 5, (16, 16)
+
+
+def one_layer(model: ConfigDict) -> None:
+    """Leave the model of a tiny config one convolution and one hidden layer: quick to compile."""
+    model.layers, model.features, model.kernels = ("conv1",), (4,), (3,)
+    model.strides, model.padding, model.stages = (2,), (0,), (("relu", "max_pool"),)
+    model.hidden, model.cross_layers, model.biases = (8,), (), (0.0, 0.0, 0.0)
 
 
 def cpu_devices(devices: int = 1, *, quick: bool = True) -> dict[str, str]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax.evaluate import evaluate
+from alexnet_jax.evaluate import validation_metrics
 from alexnet_jax.setting import Setting
 
 BATCH = 120  # three of the 359 images
@@ -50,10 +50,10 @@ def setting(config, digits):
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_stop_is_noticed_before_each_batch_and_before_waiting_for_the_last(setting, number):
-    assert evaluate(Step(), 3, setting(number)) is None
+    assert validation_metrics(Step(), 3, setting(number)) is None
 
 
 def test_without_a_stop_every_batch_counts_once(setting, digits):
-    found = evaluate(Step(), 3, setting(4))
+    found = validation_metrics(Step(), 3, setting(4))
     labels = [digits.records["val"].read(i, digits.mean_image.astype("uint8")) for i in range(359)]
     assert found["top1_error"] == pytest.approx(1 - labels.count(3) / 359)

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alexnet_jax import InputError, parallel, train
+from alexnet_jax import InputError, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.evaluate import eval_steps
 from alexnet_jax.fields import FIELDS
 from alexnet_jax.state import abstract_state
+from alexnet_jax.step import train_step
 from configs import alexnet_two_device, cifar10_80sec
 from tests import fuzz_configs, outcomes, runs
 from tests.generated import cases, one_line, refused
@@ -50,7 +51,7 @@ def _trace(config):
         "label": jax.ShapeDtypeStruct(shape, jnp.int32),
     }
     step = functools.partial(
-        train.train_step,
+        train_step,
         model=model_lib.from_config(config, sharding.column_axis),
         config=config,
         num_train=1000,

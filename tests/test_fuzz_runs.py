@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet_jax import InputError, predict, restore, train
+from alexnet_jax import InputError, predict, restore
 from alexnet_jax import config as config_lib
+from alexnet_jax.train import train_and_evaluate
 from tests import fuzz_files, fuzz_images, outcomes, runs
 from tests.generated import cases, one_line, refused
 
@@ -22,10 +23,7 @@ from tests.generated import cases, one_line, refused
 def _smallest(data_dir):
     """Return a config of one convolution and one hidden layer, which compiles in seconds."""
     config = runs.tiny_config(data_dir)
-    model = config.model
-    model.layers, model.features, model.kernels = ("conv1",), (4,), (3,)
-    model.strides, model.padding, model.stages = (2,), (0,), (("relu", "max_pool"),)
-    model.hidden, model.cross_layers, model.biases = (8,), (), (0.0, 0.0, 0.0)
+    runs.one_layer(config.model)
     config.dataset.image_size, config.augment.crop = 16, 12
     config.num_steps, config.checkpoint_every_steps = 4, 2
     config_lib.validate(config)
@@ -37,7 +35,7 @@ def finished(tmp_path_factory):
     """Return a run of four steps, its config, and the states in its checkpoints."""
     root = tmp_path_factory.mktemp("finished")
     config = _smallest(root / "data")
-    train.train_and_evaluate(config, root / "run")
+    train_and_evaluate(config, root / "run")
     kept = sorted(int(path.name) for path in (root / "run" / "checkpoints").iterdir())
     return root / "run", config, {step: restore(root / "run", step)[1] for step in kept}
 
@@ -87,7 +85,7 @@ def test_damaged_metrics_and_metadata_are_refused_or_skipped(
         damaged.mkdir() if content is None else damaged.write_text(content)
     try:
         if use == "train":
-            train.train_and_evaluate(config, tmp_path / "run")
+            train_and_evaluate(config, tmp_path / "run")
         variables = restore(tmp_path / "run")[1]
     except InputError as error:
         refused("run directories, restored", error)
@@ -128,7 +126,7 @@ def test_a_damaged_run_resumes_to_the_same_state_or_gives_one_line(
     rng = random.Random(seed)
     how = (_foreign if rng.random() < 0.3 else fuzz_files.damage)(copy, rng)
     try:
-        train.train_and_evaluate(config, copy)
+        train_and_evaluate(config, copy)
     except InputError as error:
         refused("run directories, continued", error)
         return

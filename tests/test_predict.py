@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import InputError, command_line, predict
-from alexnet_jax.inspect import contact_sheet, predictions
+from alexnet_jax.inspect import contact_sheet, image_files, predictions
 from alexnet_jax.prepare import load_image
 from tests import runs
 from tests.untrained import save_run
@@ -51,7 +51,7 @@ def test_a_folder_is_searched_recursively_and_each_image_has_its_row(workdir, tm
     written = predictions.write_predictions(
         workdir, [str(folder)], out, lambda path, answer: shown.append((path, answer))
     )
-    assert written[1:] == (4, 4, 3, 2)
+    assert written[1:] == (4, 4, 3, 2, 0, 0)
     errors = capsys.readouterr().err.splitlines()
     assert [line.partition(" cannot")[0] for line in errors] == [
         f"skipped: {folder}/broken.png",
@@ -86,7 +86,7 @@ def test_one_batch_is_in_memory_at_a_time_and_the_sheet_shows_the_first(
         happened.append(f"judged {len(squares)}")
         return judge(classifier, squares, top)
 
-    monkeypatch.setattr(predictions, "load_image", read)
+    monkeypatch.setattr(image_files, "load_image", read)
     monkeypatch.setattr(predictions.Classifier, "__call__", judged)
     out = tmp_path / "out"
     written = predictions.write_predictions(

@@ -11,7 +11,8 @@ from alexnet_jax.data.dataset import (
     same_set,
     statistics_sha256,
 )
-from alexnet_jax.data.decoding import Batch, to_devices
+from alexnet_jax.data.decoding import Batch
+from alexnet_jax.data.to_devices import to_devices
 
 __all__ = [
     "FORMAT",

@@ -25,6 +25,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
+    num_workers: int | None = None,
 ) -> Iterator[Batch]:
     """Yield batches for steps start_step, start_step + 1, ... without end.
 
@@ -38,13 +39,16 @@ def train_batches(
       start_step: the step of the first batch.
       process_index: which process's share of each batch, of process_count.
       process_count: number of processes P.
-      num_threads: number of threads that decode; by default one per core.
+      num_threads: number of threads that decode; by default one per core, if no process does.
+      num_workers: number of processes that decode in their place; 0 for none. By default one per
+        core with more than 4 cores and an accelerator, otherwise none.
 
     Yields:
       'image': uint8 (B/P, S, S, 3) and 'label': int32 (B/P,).
 
     Raises:
-      InputError: B is not a multiple of P, or while iterating: a record cannot be read.
+      InputError: B is not a multiple of P, both numbers are given, or while iterating: a record
+        cannot be read, or a process that decodes cannot be started or has ended.
     """
     taken = train_records(
         dataset,
@@ -56,8 +60,8 @@ def train_batches(
     )
     indices = (batch["record"] for batch in taken)
     rows = _local(batch_size, process_count)
-    records = dataset.records["train"]
-    batches = decoded(records, dataset.image_size, indices, rows, num_threads)
+    decoders = dataset.decoders(num_threads, num_workers)
+    batches = decoded(dataset.records["train"], indices, rows, decoders)
     return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -92,6 +96,7 @@ def eval_batches(
     process_count: int = 1,
     split: str = "val",
     num_threads: int | None = None,
+    num_workers: int | None = None,
 ) -> Iterator[Batch]:
     """Yield every example of a split once, in order: ceil(N / B) batches, the last zero-padded.
 
@@ -108,7 +113,7 @@ def eval_batches(
     starts = range(first, first + -(-number // batch_size) * batch_size, batch_size)
     positions = (np.arange(start, start + rows) for start in starts)
     indices = (np.where(of_batch < number, of_batch, -1) for of_batch in positions)
-    return decoded(records, dataset.image_size, indices, rows, num_threads)
+    return decoded(records, indices, rows, dataset.decoders(num_threads, num_workers))
 
 
 def blank_batch(dataset: Dataset, batch_size: int, kind: str = "train") -> Batch:

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from alexnet_jax.data import workers
+from alexnet_jax.data.decoding import Decoders, Threads
 from alexnet_jax.data.records import Records
+from alexnet_jax.data.stored_images import Stored
 from alexnet_jax.errors import InputError, limit_met
-from alexnet_jax.host import regular, threads
+from alexnet_jax.host import cores, regular, threads
 
 FORMAT = 2  # of the prepared directory; raised when a reader of the old one would be wrong
 # JPEG does not compress further and raw images are for speed; groups of 1 give random access.
@@ -46,6 +49,36 @@ class Dataset:
     eigenvectors: np.ndarray
     records: dict[str, Records]
     identity: str
+    _workers: dict[int, workers.Workers] = dataclasses.field(default_factory=dict, repr=False)
+
+    def decoders(self, num_threads: int | None = None, num_workers: int | None = None) -> Decoders:
+        """Return what decodes images of this set for one iterator.
+
+        Args:
+          num_threads: of this process that decode; by default one per core, if no worker does.
+          num_workers: number of worker processes, which all iterators share; 0 for threads. By
+            default one per core where there are many cores and an accelerator, otherwise 0.
+
+        Raises:
+          InputError: a number is negative, or both are given.
+        """
+        for name, given in (("num_threads", num_threads), ("num_workers", num_workers)):
+            if given is not None and given < 0:
+                raise InputError(f"{name}={given} must not be negative")
+        if num_threads and num_workers:
+            raise InputError(
+                f"num_threads={num_threads} and num_workers={num_workers}: give one of them"
+            )
+        number = num_workers
+        if number is None:
+            number = 0 if num_threads else workers.by_default()
+        if not number:
+            return Threads(num_threads or cores())
+        if number not in self._workers:
+            self._workers.clear()  # those in use end with their last user
+            required = num_workers is not None
+            self._workers[number] = workers.Workers(self.records, number, required)
+        return self._workers[number]
 
     @property
     def num_damaged(self) -> int:
@@ -86,12 +119,12 @@ def open_dataset(path: str | os.PathLike[str], on_error: str = "raise") -> Datas
             shards = list(zip(files, splits[split].shard_lengths, strict=True))
             for file, number in shards if on_error == "raise" else ():
                 _check_size(file, statistics["files"][file.name]["bytes"], number)
-            records[split] = Records(
-                shards,
+            stored = Stored(
+                [(str(file), number) for file, number in shards],
                 statistics["image_size"],
                 jpeg=statistics["made_from"]["encoding"] == "jpeg",
-                on_error=on_error,
             )
+            records[split] = Records(stored, on_error)
             number = sum(statistics["counts"][split])
             if len(records[split]) != number:
                 raise ValueError(f"its {split} split does not have {number} records")

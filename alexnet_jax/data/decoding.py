@@ -1,51 +1,99 @@
-"""Batches that are ready before they are needed: decoded by threads, then copied to the devices.
+"""Batches that are decoded before they are needed.
 
-Threads decode the rows straight into the memory of the batch, which is recycled from batches that
-the caller has released (buffers.py). Besides the batches that the caller holds, at most two are in
-memory, whatever the size of the data set.
+Threads of this process, or worker processes (workers.py), decode the rows straight into the memory
+of the batch, which is recycled from batches that the caller has released (buffers.py). How much
+memory that takes does not depend on the size of the data set.
 """
 
 import collections
 import concurrent.futures
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
-import jax
 import numpy as np
 
 from alexnet_jax.data.buffers import RecycledArrays
 from alexnet_jax.data.records import Records
-from alexnet_jax.host import cores
 
 Batch = dict[str, np.ndarray]
 
-AHEAD = 2  # batches that are decoded while the caller works
+AHEAD = 2  # batches that are decoded while the caller works, at least
+
+
+class Decoders(Protocol):
+    """What decodes parts of batches, several at a time."""
+
+    def start(self) -> None:
+        """Begin to get ready, if that takes time; return at once."""
+
+    def plan(self, rows: int) -> tuple[int, int]:
+        """Return the rows of a part of a batch of `rows`, and how many batches to keep under way.
+
+        They are under way while the caller works.
+        """
+
+    def arrays(self, shape: tuple[int, ...], keep: int) -> Callable[[], np.ndarray]:
+        """Return a source of memory for batches of images, which keeps up to `keep` unused."""
+
+    def submit(
+        self, records: Records, indices: np.ndarray, part: Batch
+    ) -> concurrent.futures.Future:
+        """Let a part of a batch be filled with the records at `indices`."""
+
+    def end(self) -> None:
+        """Take note that this user will submit no more."""
+
+
+class Threads:
+    """Threads of this process that decode, for one user."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._pool = concurrent.futures.ThreadPoolExecutor(number, "decode")
+
+    def start(self) -> None:
+        """As `Decoders`."""
+
+    def plan(self, rows: int) -> tuple[int, int]:
+        """As `Decoders`."""
+        # One part per thread: smaller parts cost 5 % of the rate, and a thread that has finished
+        # early takes a part of the next batch.
+        return -(-rows // self._number), AHEAD
+
+    def arrays(self, shape: tuple[int, ...], keep: int) -> Callable[[], np.ndarray]:
+        """As `Decoders`."""
+        return RecycledArrays(shape, keep).array
+
+    def submit(
+        self, records: Records, indices: np.ndarray, part: Batch
+    ) -> concurrent.futures.Future:
+        """As `Decoders`."""
+        return self._pool.submit(decode, records, indices, part)
+
+    def end(self) -> None:
+        """As `Decoders`."""
+        if not sys.is_finalizing():  # the interpreter has ended them then
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def decoded(
-    records: Records,
-    size: int,
-    indices: Iterable[np.ndarray],
-    rows: int,
-    num_threads: int | None,
+    records: Records, indices: Iterable[np.ndarray], rows: int, decoders: Decoders
 ) -> Iterator[Batch]:
     """Yield a batch with a mask for each (rows,) of `indices`: these records, zeros for -1."""
-    memory = RecycledArrays((rows, size, size, 3), keep=AHEAD + 2)
-    threads = num_threads or cores()
-    pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
-    # One part of the batch per thread: smaller parts cost 5 % of the rate, and a thread that has
-    # finished early takes a part of the next batch.
-    share = -(-rows // threads)
+    share, ahead = decoders.plan(rows)
+    memory = decoders.arrays((rows, *records.images.shape), keep=ahead + 2)
 
     def begin(of_batch: np.ndarray) -> tuple[Batch, list[concurrent.futures.Future]]:
         batch = {
-            "image": memory.array(),
+            "image": memory(),
             "label": np.zeros(rows, np.int32),
             "mask": np.zeros(rows, bool),
         }
         tasks = []
         for first in range(0, rows, share):
             part = {name: array[first : first + share] for name, array in batch.items()}
-            tasks.append(pool.submit(_decode, records, of_batch[first : first + share], part))
+            tasks.append(decoders.submit(records, of_batch[first : first + share], part))
         return batch, tasks
 
     def end(batch: Batch, tasks: list[concurrent.futures.Future]) -> Batch:
@@ -58,49 +106,22 @@ def decoded(
     try:
         for of_batch in indices:
             pending.append(begin(of_batch))
-            if len(pending) > AHEAD:
+            if len(pending) > ahead:
                 yield end(*pending.popleft())
         while pending:
             yield end(*pending.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _, tasks in pending:
+            for task in tasks:
+                task.cancel()
+        decoders.end()
 
 
-def _decode(records: Records, indices: np.ndarray, part: Batch) -> None:
-    """Fill the rows of a part of a batch with the records at `indices`. Runs in a thread."""
+def decode(records: Records, indices: np.ndarray, part: Batch) -> None:
+    """Fill the rows of a part of a batch with the records at `indices`, in this thread."""
     for row, (index, image) in enumerate(zip(indices.tolist(), part["image"], strict=True)):
         if index < 0:
             image[:] = 0
         else:
             part["label"][row] = records.read(index, image)
             part["mask"][row] = True
-
-
-def to_devices(
-    batches: Iterable[dict[str, np.ndarray | jax.Array]],
-    shardings: dict[str, jax.sharding.Sharding],
-) -> Iterator[dict[str, jax.Array]]:
-    """Yield each batch as arrays on the devices, while the next one is already being copied.
-
-    So the host sends the next batch while the devices compute a step. A CPU device uses the memory
-    of the batch in place.
-
-    Args:
-      batches: this process's rows, shaped as the compiled step takes them; arrays that are already
-        on the devices stay as they are.
-      shardings: of each array, over the devices of all processes.
-    """
-    ahead = None
-    for batch in batches:
-        on_devices = {
-            name: rows
-            if isinstance(rows, jax.Array)
-            else jax.make_array_from_process_local_data(shardings[name], rows)
-            for name, rows in batch.items()
-        }
-        del batch  # its memory can be recycled as soon as the devices have it
-        if ahead is not None:
-            yield ahead
-        ahead = on_devices
-    if ahead is not None:
-        yield ahead

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,48 +14,50 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
+from alexnet_jax.exchange import caffe
+from alexnet_jax.exchange.layout import Params, Weights, of_torchvision
 from alexnet_jax.fields import expanded, shown
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.host import regular
+from alexnet_jax.rundir import checkpoint, weights_file
 from alexnet_jax.state import TrainState, abstract_state
 
-Params = dict[str, dict[str, Any]]  # by layer and then 'kernel' and 'bias', as in AlexNet
 
-
-class Weights(NamedTuple):
-    """The layers of a network, in the layout of AlexNet.
-
-    Attributes:
-      params: by layer 'kernel' and 'bias', float32.
-      mean_image: (size, size, 3) float32, which its inputs have lost.
-      config: of the run that trained it; None where it comes from another program.
-    """
-
-    params: Params
-    mean_image: np.ndarray
-    config: ConfigDict | None = None
-
-
-def load(path: str | os.PathLike[str], config: ConfigDict) -> dict[str, Any]:
+def load(
+    path: str | os.PathLike[str],
+    config: ConfigDict,
+    mean: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
     """Return the variables of the network of `config` from `path`, for `model.apply`.
 
     Args:
       path: a run directory (its best checkpoint), a checkpoint directory such as
-        RUN/checkpoints/1000, or a file of weights.
-      config: of the network, which `alexnet_jax.model.from_config` makes.
+        RUN/checkpoints/1000, a file of --mode=export --format=safetensors, a .caffemodel, or
+        torchvision's alexnet as safetensors.
+      config: of the network, which `alexnet_jax.model.from_config` makes: for Caffe and torchvision
+        one of configs/caffe_alexnet.py, caffenet.py and torchvision_alexnet.py.
+      mean: the mean image of a .caffemodel, a .binaryproto; by default its mean in each channel.
 
     Returns:
       'params' and 'statistics' as from `alexnet_jax.restore`: float32 images of 0 to 255 less
       `variables['statistics']['mean_image']` are what the network takes.
 
     Raises:
-      InputError: `path` cannot be read, or a layer is missing there or has another shape.
+      InputError: a file cannot be read, or a layer is missing there or has another shape.
     """
     config_lib.validate(config)
     weights = _read(os.fspath(path), config)
+    if mean is not None:
+        weights = weights._replace(mean_image=caffe.read_mean(pathlib.Path(mean)))
     wanted = abstract_state(config).params
     for name, layer in wanted.items():
         if _shapes(weights.params.get(name)) != _shapes(layer):
             raise InputError(f"{path} is of another network: {_difference(name, weights, wanted)}")
+    size = config.dataset.image_size
+    if weights.mean_image.shape != (size, size, 3):
+        raise InputError(
+            f"{mean or path}: the mean image is of shape {weights.mean_image.shape}, and"
+            f" config.dataset.image_size={size}"
+        )
     params = jax.tree.map(jnp.asarray, {name: weights.params[name] for name in wanted})
     return {"params": params, "statistics": {"mean_image": jnp.asarray(weights.mean_image)}}
 
@@ -141,7 +143,20 @@ def _unchecked(path: pathlib.Path, config: ConfigDict) -> Weights:
         raise InputError(
             f"{path} does not exist; init_from takes a run directory, a checkpoint or a file"
         )
-    return _of_run(whole.parent if whole.name == "checkpoints" else path)
+    if path.is_dir():
+        return _of_run(whole.parent if whole.name == "checkpoints" else path)
+    try:
+        with regular(path).open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    weights_file.refuse_pickle(path, head)
+    if head[8:] != b"{":
+        return caffe.read_model(path, config)
+    metadata, arrays = weights_file.read_safetensors(path)
+    if metadata.get("format") == weights_file.FORMAT:
+        return _of_run(path)
+    return of_torchvision(arrays, config)
 
 
 def _of_run(workdir: pathlib.Path, step: Any = "best") -> Weights:

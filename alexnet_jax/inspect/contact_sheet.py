@@ -39,8 +39,9 @@ def contact_sheet(entries: Sequence[Entry], title: str, subtitle: str) -> Image.
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=15)
     small = ImageFont.load_default(size=13)
-    _text(draw, (_GAP, _GAP), title, font, _TEXT, width - 2 * _GAP)
-    _text(draw, (_GAP, _GAP + _LINE), subtitle, small, _GREY, width - 2 * _GAP)
+    inside = width - 2 * _GAP
+    draw.text((_GAP, _GAP), fitted(draw, title, font, inside), _TEXT, font)
+    draw.text((_GAP, _GAP + _LINE), fitted(draw, subtitle, small, inside), _GREY, small)
     for i, entry in enumerate(entries):
         row, column = divmod(i, columns)
         x = _GAP + column * (SIDE + _GAP)
@@ -50,27 +51,25 @@ def contact_sheet(entries: Sequence[Entry], title: str, subtitle: str) -> Image.
         right = draw.textlength(percent, font)
         y += SIDE + 2
         draw.text((x + SIDE - right, y), percent, _TEXT, font)
-        _text(draw, (x, y), entry.class_name, font, _TEXT, SIDE - right - 6)
-        _text(draw, (x, y + _LINE - 1), entry.file_name, small, _GREY, SIDE)
+        draw.text((x, y), fitted(draw, entry.class_name, font, SIDE - right - 6), _TEXT, font)
+        draw.text((x, y + _LINE - 1), fitted(draw, entry.file_name, small, SIDE), _GREY, small)
     return sheet
 
 
-def _text(
+def fitted(
     draw: ImageDraw.ImageDraw,
-    position: tuple[float, float],
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    colour: tuple[int, int, int],
     width: float,
-) -> None:
-    """Write `text`; if it is longer than `width` pixels, omit its middle."""
+) -> str:
+    """Return `text` in ASCII; if it is longer than `width` pixels, without its middle."""
     text = drawable(text)
     head, tail = text, ""
     while head and draw.textlength(shown := _joined(head, tail, text), font) > width:
         keep = len(shown) - 2  # characters, one less than now
         tail = text[len(text) - keep // 2 :] if keep > 1 else ""
         head = text[: keep - len(tail)]
-    draw.text(position, _joined(head, tail, text), colour, font)
+    return _joined(head, tail, text)
 
 
 def _joined(head: str, tail: str, text: str) -> str:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, data, optim, parallel, train
+from alexnet_jax import augment, data, optim, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.inspect.layer_times import layer_times, seconds
 from alexnet_jax.setting import Setting, open_setting
 from alexnet_jax.state import initial_state
+from alexnet_jax.train import cached_rows, lowered_step, train_batches
 
 WARM, TIMED, TRACED = 2, 5, 3  # steps
 
@@ -44,9 +45,9 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
     statistics_ = augment.statistics_of(setting.dataset, config.augment)
     state = setting.sharding.replicate(initial_state(config, statistics_))
-    cached = train.cached_rows(setting)
-    [step] = parallel.compiled(train.lowered_step(setting, state, cached))
-    batches = train.train_batches(setting, step, cached, 0)
+    cached = cached_rows(setting)
+    [step] = parallel.compiled(lowered_step(setting, state, cached))
+    batches = train_batches(setting, step, cached, 0)
 
     def taken(number: int) -> list[float]:
         nonlocal state

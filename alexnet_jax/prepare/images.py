@@ -39,15 +39,15 @@ FORMATS = {
 }
 EXTENSIONS = frozenset(itertools.chain(*FORMATS.values()))
 
-ImageLike = str | os.PathLike[str] | bytes | np.ndarray | IO[bytes]
+ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image | IO[bytes]
 
 
 def load_image(image: ImageLike, size: int, name: str | None = None) -> np.ndarray:
     """Return an image as it is stored: uint8 (size, size, 3), RGB.
 
     Args:
-      image: a path, encoded bytes, an open binary file (any of FORMATS), or a uint8 array
-        (height, width), (height, width, 3) or, with opacity, (height, width, 4).
+      image: a path, encoded bytes, an open binary file (any of FORMATS), a PIL image, or a uint8
+        array (height, width), (height, width, 3) or, with opacity, (height, width, 4).
       size: side of the result in pixels.
       name: of the image in messages; by default its path.
 
@@ -85,6 +85,8 @@ def load_image(image: ImageLike, size: int, name: str | None = None) -> np.ndarr
 def _open(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
+    if isinstance(image, Image.Image):  # a copy: the caller's stays open and as it is
+        return ImageOps.exif_transpose(image)
     with warnings.catch_warnings():  # Pillow itself raises an error only from twice the limit on
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(image, bytes):

@@ -1,7 +1,8 @@
 """The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
 
-from alexnet_jax.rundir import checkpoint, quarantine, resume
-from alexnet_jax.rundir.checkpoint import Checkpoints, restore
+from alexnet_jax.rundir import checkpoint, quarantine, resume, weights_file
+from alexnet_jax.rundir.checkpoint import Checkpoints, Restored, restore
+from alexnet_jax.rundir.filters import mosaic
 from alexnet_jax.rundir.metrics import MetricsWriter
 from alexnet_jax.rundir.progress import evaluating, say
 from alexnet_jax.rundir.record import RunRecord
@@ -23,6 +24,7 @@ __all__ = [
     "VERSION",
     "Checkpoints",
     "MetricsWriter",
+    "Restored",
     "RunRecord",
     "check",
     "checkpoint",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluating",
     "finished_result",
     "locked",
+    "mosaic",
     "quarantine",
     "restore",
     "resume",
@@ -38,4 +41,5 @@ __all__ = [
     "say",
     "scalars",
     "versions",
+    "weights_file",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written by orbax in the background: the best and the two latest are kept.
+"""Checkpoints of a run, written by orbax in the background: the best and the latest are kept.
 
 A checkpoint holds one unreplicated copy of the state, so that it can be restored on any number of
 devices, and beside it, as JSON, what the state does not say: config, class names, metrics and
@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.host import processes
-from alexnet_jax.rundir import integrity, quarantine
+from alexnet_jax.rundir import integrity, quarantine, weights_file
 from alexnet_jax.rundir.integrity import DamagedCheckpoint
 from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.rundir.version import versions
@@ -37,6 +37,7 @@ from alexnet_jax.state import TrainState, abstract_state
 _REMOVED = ".removed"  # the suffix of a checkpoint that is being deleted
 _REPLACEMENT = ".replacement"  # of one that takes the place of another of its step
 _UNFINISHED = ".orbax-checkpoint-tmp"  # orbax's, of one that is being written
+KEEP = 2  # the latest; also while one is written, so that a kill leaves one that is complete
 
 
 class NoSuchStep(InputError):
@@ -53,10 +54,15 @@ class Checkpoints:
 
     With several processes, process 0 writes and quarantines checkpoints, and tells the others which
     step to read. None waits for another at a barrier of orbax.
+
+    Args:
+      workdir: of the run; it exists.
+      read_only: nothing is saved, moved or deleted.
+      keep: how many of the latest checkpoints are kept, besides the best.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False) -> None:
-        self.path = workdir / "checkpoints"
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, keep: int = KEEP) -> None:
+        self.path, self._keep = workdir / "checkpoints", keep
         _steps(self.path)  # which says if it cannot be read
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a directory; take another --workdir")
@@ -103,6 +109,7 @@ class Checkpoints:
             if self._writer is not None:
                 with self._writing():
                     self._writer.close()
+                self._remove_what_a_save_needed()
         except InputError:
             if kind is None:  # else what went wrong first is what counts
                 raise
@@ -138,6 +145,7 @@ class Checkpoints:
         if self._writer is None:
             return
         self.wait()
+        self._remove_what_a_save_needed()
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.path).free
         if needed > free:  # known beforehand, orbax's threads need not fail one by one
@@ -185,10 +193,17 @@ class Checkpoints:
         """
         name, step, goodness = self._saving
         integrity.read_back(self._directory / f"{name}{_UNFINISHED}")
-        self._remove_all_but_the_best_and_two({step: goodness})
+        self._remove_all_but_the_best_and_latest(max(KEEP, self._keep), {step: goodness})
 
-    def _remove_all_but_the_best_and_two(self, unfinished: dict[int, float]) -> None:
-        """Delete what is neither the best nor of the two latest, `unfinished` included.
+    def _remove_what_a_save_needed(self) -> None:
+        """Where only one is kept, delete the one before the latest, which has its name by now."""
+        if self._keep < KEEP:
+            self._remove_all_but_the_best_and_latest(self._keep, {})
+
+    def _remove_all_but_the_best_and_latest(
+        self, latest: int, unfinished: dict[int, float]
+    ) -> None:
+        """Delete what is neither the best nor of the `latest` newest, `unfinished` included.
 
         What cannot be read is neither counted nor deleted.
         """
@@ -197,7 +212,8 @@ class Checkpoints:
             with contextlib.suppress(InputError):
                 goodness[step] = self._goodness(step)
         goodness |= unfinished
-        kept = {*sorted(goodness)[-2:], max(goodness, key=lambda step: (goodness[step], step))}
+        best = max(goodness, key=lambda step: (goodness[step], step), default=None)
+        kept = {*sorted(goodness)[-latest:], best}
         for step in goodness.keys() - kept:
             self._remove(step)
 
@@ -339,7 +355,7 @@ class Checkpoints:
                 if newest is None:
                     raise
         if newest is not None:
-            self._remove_all_but_the_best_and_two({})
+            self._remove_all_but_the_best_and_latest(self._keep, {})
             return newest
         damaged, diverged = (
             self.path.parent / name for name in (quarantine.DAMAGED, quarantine.DIVERGED)
@@ -398,9 +414,12 @@ def load(
 ) -> tuple[ConfigDict, TrainState, RunRecord]:
     """Return the config, the state (on one device) and the run's record of a checkpoint.
 
-    Raises InputError where `workdir` is no run directory or holds no such checkpoint.
+    `workdir` may be a weights file instead, whose state has no velocity. Raises InputError where
+    `workdir` is no run directory or holds no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
+    if workdir.is_file():
+        return weights_file.load(workdir)
     _steps(workdir / "checkpoints")  # which says if it cannot be read
     if not (workdir / "checkpoints").is_dir():
         begun = (workdir / "config.json").exists()
@@ -445,24 +464,47 @@ def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
     return None
 
 
+class _Restored(NamedTuple):
+    model: model_lib.AlexNet
+    variables: dict[str, Any]
+    config: ConfigDict
+
+
+class Restored(_Restored):
+    """A trained network: unpacks into `model, variables, config`, and knows two things more.
+
+    Attributes:
+      model, variables: `model.apply(variables, images)` gives logits, for float32 images (batch,
+        crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
+        (image_size, image_size, 3) of the training set; `alexnet_jax.preprocess` makes them.
+      config: of the run; locked, so that a misspelt field raises AttributeError.
+      class_names: label i is class_names[i].
+      step: of the checkpoint.
+    """
+
+    class_names: tuple[str, ...]
+    step: int
+
+
 def restore(
-    workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
-) -> tuple[model_lib.AlexNet, dict[str, Any], ConfigDict]:
+    workdir: str | os.PathLike[str], step: int | Literal["best", "latest"] = "best"
+) -> Restored:
     """Restore a trained network, on one device whatever it was trained on.
 
     Args:
-      workdir: the directory of a run, finished or not.
+      workdir: the directory of a run, finished or not, or a file that --mode=export has written as
+        safetensors.
       step: the number of a kept checkpoint, 'latest', or 'best': the one with the lowest top-1
         validation error (the latest, if none has been evaluated).
 
     Returns:
-      (model, variables, config): `model.apply(variables, images)` gives logits, for float32 images
-      (batch, crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
-      (image_size, image_size, 3) of the training set.
+      (model, variables, config), with the attributes `class_names` and `step`.
 
     Raises:
       InputError: `workdir` is no run directory, or holds no such checkpoint.
     """
-    config, state, _ = load(workdir, step)
+    config, state, record = load(pathlib.Path(workdir), step)
     variables = {"params": state.params, "statistics": {"mean_image": state.mean_image}}
-    return model_lib.from_config(config), variables, config
+    restored = Restored(model_lib.from_config(config), variables, config)
+    restored.class_names, restored.step = tuple(record.class_names), int(state.step)
+    return restored

@@ -10,16 +10,20 @@ from collections.abc import Callable
 from typing import Any, Self, TextIO
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.config import flatten
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.host import regular
 from alexnet_jax.optim import total_steps
 from alexnet_jax.parallel import to_host
 from alexnet_jax.rundir import tensorboard
+from alexnet_jax.rundir.filters import mosaic
 from alexnet_jax.rundir.progress import Progress, say
 from alexnet_jax.rundir.record import RunRecord
 
+COMPARED = ("val/top1_error", "val/loss")  # beside the fields of the config in TensorBoard
 CHECKED = ("loss", "gradient_norm", "parameter_norm")  # that they are finite, after every step
 WINDOW = 100  # steps over which images per second are averaged
 SHOWN = 10  # seconds after which TensorBoard sees what was written
@@ -35,7 +39,13 @@ class MetricsWriter:
     `plateau_best` (the lowest error so far), `plateau_count` (evaluations since) and
     `plateau_scale` (the factor of the rate from then on). What an interrupted run wrote after its
     last checkpoint is dropped there and from TensorBoard's files, for its steps are run again.
+    TensorBoard's files also hold the fields of the config, and conv1's filters at evaluations.
+
+    Attributes:
+      callback: if set, called with each line as a dict, a copy, after it is written.
     """
+
+    callback: Callable[[dict[str, Any]], object] | None = None
 
     def __init__(
         self,
@@ -62,6 +72,8 @@ class MetricsWriter:
                 workdir / "tensorboard", lambda step, tag: stays(step, tag.split("/")[0])
             )
             self._events = tensorboard.EventsFile(workdir / "tensorboard", start_step + 1)
+            fields = dict(flatten(config))
+            self._events.hyperparameters(start_step + 1, fields, COMPARED)
         self._shown = time.perf_counter()
         self._progress = Progress(start_step, self._num_steps)
         self._began = time.perf_counter() - record.seconds
@@ -149,6 +161,15 @@ class MetricsWriter:
             f" learning rate {metrics['learning_rate']:g}"
         )
 
+    def filters(self, step: int, params: Any) -> None:
+        """Show the filters of conv1 in `params`, which are unreplicated, in TensorBoard."""
+        if not self._events or "conv1" not in params:  # local1 has filters for each position
+            return
+        kernel = np.asarray(params["conv1"]["kernel"])
+        if np.isfinite(kernel).all():  # else the save that follows ends the run
+            pixels = np.rint(255 * mosaic(kernel)).astype(np.uint8)
+            self._events.image(step, "val/conv1", pixels)
+
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         epoch = step * self._examples[0] / self._examples[1]
         line = {"step": step, "epoch": epoch, "split": split, **values}
@@ -156,14 +177,15 @@ class MetricsWriter:
             self._so_far["train"] = line
         else:
             self._so_far["val"].append(line)
-        if not (self._lines and self._events):
-            return
-        self._lines.write(json.dumps(line) + "\n")
-        self._lines.flush()
-        self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
-        if time.perf_counter() - self._shown > SHOWN:
-            self._events.flush()
-            self._shown = time.perf_counter()
+        if self._lines and self._events:
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+            self._events.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            if time.perf_counter() - self._shown > SHOWN:
+                self._events.flush()
+                self._shown = time.perf_counter()
+        if self.callback is not None:
+            self.callback(dict(line))
 
 
 def _refuse_infinite(step: int, what: str, values: dict[str, float]) -> None:

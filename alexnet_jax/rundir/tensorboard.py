@@ -3,9 +3,11 @@
 import pathlib
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
+import numpy as np
+from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -15,7 +17,7 @@ _HEADER, _FOOTER = 12, 4  # bytes around a record: its length and a checksum; an
 
 
 class EventsFile:
-    """A new file of scalars in `directory`; not on the disk before `flush`.
+    """A new file of scalars and images in `directory`; not on the disk before `flush`.
 
     tensorboardX's own SummaryWriter writes in a thread, and what is still in its queue is lost
     with the process.
@@ -32,9 +34,21 @@ class EventsFile:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add the scalars of `step`, by their tags."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        )
+        self._write(step, Summary(value=values))
+
+    def image(self, step: int, tag: str, pixels: np.ndarray) -> None:
+        """Add an image, uint8 (rows, columns, 3)."""
+        self._write(step, summary.image(tag, pixels, dataformats="HWC"))
+
+    def hyperparameters(self, step: int, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Show `values` by their names in the tab HPARAMS, beside the scalars of tags `metrics`."""
+        shown = {n: v if isinstance(v, str | int | float) else str(v) for n, v in values.items()}
+        experiment, session, _ = summary.hparams(shown, dict.fromkeys(metrics, 0.0))
+        self._write(step, experiment)
+        self._write(step, session)
+
+    def _write(self, step: int, of_step: Summary) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=of_step))
 
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
@@ -48,7 +62,7 @@ class EventsFile:
 def cut(directory: pathlib.Path, stays: Callable[[int, str], bool]) -> None:
     """Take from each file in `directory` the first event that does not stay, and all after it.
 
-    `stays(step, tag)` is asked for every scalar. An event torn by a crash ends its file, too; a
+    `stays(step, tag)` is asked for every value. An event torn by a crash ends its file, too; a
     file in which no scalar is left is removed.
     """
     for path in directory.glob(_FILE):
@@ -57,7 +71,7 @@ def cut(directory: pathlib.Path, stays: Callable[[int, str], bool]) -> None:
             while (event := _next_event(file)) is not None:
                 if not all(stays(event.step, value.tag) for value in event.summary.value):
                     break
-                scalars += len(event.summary.value)
+                scalars += sum(map(_is_scalar, event.summary.value))
                 end = file.tell()
             file.truncate(end)
         if not scalars:
@@ -69,8 +83,12 @@ def scalars(directory: pathlib.Path) -> Iterator[tuple[int, str, float]]:
     for path in sorted(directory.glob(_FILE)):
         with path.open("rb") as file:
             while (event := _next_event(file)) is not None:
-                for value in event.summary.value:
+                for value in filter(_is_scalar, event.summary.value):
                     yield event.step, value.tag, value.simple_value
+
+
+def _is_scalar(value: Summary.Value) -> bool:
+    return value.WhichOneof("value") == "simple_value"
 
 
 def _next_event(file: BinaryIO) -> Event | None:

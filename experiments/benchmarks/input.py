@@ -1,26 +1,31 @@
 """Images per second: this input, PyTorch's DataLoader, tf.data, and the bare decoder as limit.
 
-    python experiments/benchmarks/input.py --pictures=IMAGENETTE --scratch=DIR \
-      --torch_python=TORCH/bin/python --tf_python=TF/bin/python \
-      --out=experiments/results/input_benchmark
+    python experiments/benchmarks/input.py WHAT --pictures=IMAGENETTE --scratch=DIR \
+      --torch_python=TORCH/bin/python --tf_python=TF/bin/python --out=OUT
 
-IMAGENETTE is a folder of photographs, `train/<class>/*`; of them 4,000 are composed that have the
-sizes of ImageNet's. TORCH and TF are environments with torch and pillow, and with tensorflow-cpu. A
-peer whose environment is not given is left out.
+IMAGENETTE is a folder of photographs, `train/<class>/*`. TORCH and TF are environments with torch
+and pillow (for scaling also torchvision, where it works), and with tensorflow-cpu. A peer whose
+environment is not given is left out. Writes OUT.json and OUT.png. WHAT is one of:
 
-All give shuffled batches of 128 uint8 squares of 256 px with labels, and no augmentation, of
+peers     on one core. The data are 4,000 images composed of the photographs, that have the sizes of
+          ImageNet's. All give shuffled batches of 128 uint8 squares of 256 px with labels, and no
+          augmentation, of
+            jpeg    256 px JPEG: ours from the prepared set, PyTorch from one file each with Pillow,
+                    tf.data from TFRecords; the limit is simplejpeg into one reused buffer;
+            raw     256 px uint8: PyTorch from one memory map; the limit is a copy from memory;
+            native  JPEG of ImageNet's sizes: the peers decode, resize and crop them in every epoch;
+                    ours does so once, and is timed preparing: with encoding and writing. The limit
+                    is decoding alone.
+          Last, training steps of alexnet on all cores with real input and with one batch that stays
+          on the device, in turns.
+scaling   the photographs, prepared at 256 px as jpeg and as raw, on 1, 2, 4, ... cores with as many
+          threads, worker processes, and workers of PyTorch's DataLoader (input_scaling.py).
+copy      a batch from the host's memory to JAX's device (input_copy.py); needs no photographs.
 
-jpeg    256 px JPEG: ours from the prepared set, PyTorch from one file each with Pillow, tf.data
-        from TFRecords; the limit is simplejpeg into one reused buffer, from memory;
-raw     256 px uint8: PyTorch from one memory map; the limit is a copy from memory;
-native  JPEG of ImageNet's sizes: the peers decode, resize and crop them in every epoch; ours does
-        so once, and is timed preparing: with encoding and writing. The limit is decoding alone.
-
-Each measurement is a process of its own on one core, in turns, `--rounds` times; the medians are
+Each measurement of an input is a process of its own, in turns, `--rounds` times; the medians are
 reported: images per second of wall time and per second of CPU time over all its processes, which
-other programs on the machine disturb less, and the memory (PSS) of all its processes. The files are
-in the page cache. Last, training steps of alexnet on all cores with real input and with one batch
-that stays on the device, in turns.
+other programs on the machine disturb less, the memory (PSS) of all its processes, and when the
+first batch was there. The files are in the page cache.
 """
 
 import argparse
@@ -33,6 +38,8 @@ import sys
 import time
 from collections.abc import Iterable
 
+import input_copy
+import input_scaling
 from input_peers import BATCH, SIZE, measure, stored_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,11 +51,15 @@ SIZES = ((500, 375), (500, 375), (500, 333), (375, 500), (500, 500), (640, 480),
 def arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=("peers", "scaling", "copy"), default="peers")
     parser.add_argument("--pictures", type=pathlib.Path)
-    parser.add_argument("--scratch", type=pathlib.Path, required=True)
+    parser.add_argument("--scratch", type=pathlib.Path)
     parser.add_argument("--torch_python")
     parser.add_argument("--tf_python")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=["jpeg", "raw"], help="of scaling")
+    parser.add_argument("--cores", type=int, nargs="+", help="of scaling; default: 1, 2, 4, ...")
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 1024], help="of copy")
     parser.add_argument("--steps", type=int, default=12, help="training steps of each kind")
     parser.add_argument("--out", help="path without extension")
     parser.add_argument("--only", help="KIND/PEER: what one process measures")
@@ -111,13 +122,17 @@ def make_data(options: argparse.Namespace) -> dict:
 # --- all of them, in turns --------------------------------------------------------------------
 
 
-def run_one(options: argparse.Namespace, name: str) -> dict[str, float]:
-    """Measure `name` in a process of its own."""
-    peer = name.partition("/")[2]
-    python = {"torch": options.torch_python, "tf": options.tf_python}.get(peer, sys.executable)
+def run_one(
+    options: argparse.Namespace, name: str, scratch: pathlib.Path | None = None
+) -> dict[str, float]:
+    """Measure `name` in a process of its own, with the data in `scratch`, or in the options'."""
+    peer = name.removeprefix("scaling/").split("/")[1:][:1]
+    python = sys.executable
+    if peer in (["torch"], ["tf"]):
+        python = {"torch": options.torch_python, "tf": options.tf_python}[peer[0]]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [python, __file__, f"--only={name}", f"--scratch={options.scratch}"]
+    command = [python, __file__, f"--only={name}", f"--scratch={scratch or options.scratch}"]
     command.append(f"--steps={options.steps}")
     done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=900)
     if done.returncode:
@@ -164,6 +179,37 @@ def versions(options: argparse.Namespace) -> dict[str, str]:
     return found | {"python": sys.version.split()[0]}
 
 
+def about(options: argparse.Namespace) -> dict:
+    """Return what a report begins with: how it was made, on what."""
+    placeholders = {"pictures": "FOLDER", "scratch": "DIR", "out": "OUT"}
+    placeholders |= {"torch_python": "TORCH/bin/python", "tf_python": "TF/bin/python"}
+    given = []
+    for name, value in vars(options).items():
+        if value and name not in ("what", "only"):
+            value = " ".join(map(str, value)) if isinstance(value, list) else value
+            given.append(f"--{name} {placeholders.get(name, value)}")
+    return {
+        "command": f"python experiments/benchmarks/input.py {options.what} {' '.join(given)}",
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": next(
+            line.split(":")[1].strip()
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[2], 1),  # more than the cores: others were at work
+        "batch_size": BATCH,
+        "versions": versions(options),
+    }
+
+
+def write(report: dict, out: str | None) -> None:
+    """Print the report, and write it where that is asked for."""
+    print(json.dumps(report, indent=1))
+    if out:
+        pathlib.Path(f"{out}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure everything and write the report and the plot."""
     options = arguments()
@@ -171,7 +217,15 @@ def main() -> None:
         print(json.dumps(measure(options.only, options.scratch, options.steps)))
         return
     sys.path.insert(0, str(ROOT))
+    if options.what == "copy":
+        write(about(options) | input_copy.measured(options.batches), options.out)
+        return
     options.scratch.mkdir(parents=True, exist_ok=True)
+    if options.what == "scaling":
+        report = input_scaling.report(options, one=lambda name, at: run_one(options, name, at))
+        write(about(options) | report, options.out)
+        input_scaling.plot(report, f"{options.out}.png")
+        return
     sizes = make_data(options)
     given = {"limit": True, "ours": True, "torch": options.torch_python, "tf": options.tf_python}
     names = [
@@ -188,28 +242,14 @@ def main() -> None:
         results.setdefault(kind, {})[peer] = {
             key: round(statistics.median(run[key] for run in of_name), 1) for key in of_name[0]
         } | {"all_images_per_cpu_second": [round(run["images_per_cpu_second"]) for run in of_name]}
-    report = {
-        "command": "python experiments/benchmarks/input.py --pictures=IMAGENETTE --scratch=DIR"
-        " --torch_python=TORCH/bin/python --tf_python=TF/bin/python"
-        f" --rounds={options.rounds} --steps={options.steps}"
-        " --out=experiments/results/input_benchmark",
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": next(
-            line.split(":")[1].strip()
-            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
+    report = about(options) | {
         "cores_a_measurement": 1,
-        "batch_size": BATCH,
-        "rounds": options.rounds,
-        "versions": versions(options),
         "bytes_a_picture": sizes,
         "results": results,
         "overlap": run_one(options, "overlap"),
     }
-    pathlib.Path(f"{options.out}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.out)
     plot(report, f"{options.out}.png")
-    print(json.dumps({"results": results, "overlap": report["overlap"]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -66,18 +66,27 @@ def memory_mb() -> float:
     return total / 1024
 
 
-def timed(batches, warm: int = 3) -> dict[str, float]:
-    """Return rates and memory of an iterator of numbers of images."""
-    for _ in range(warm):
+def timed(batches, warm: int = 3, warm_seconds: float = 0, at_least: int = 0) -> dict[str, float]:
+    """Return rates and memory of an iterator of numbers of images, and when its first was there.
+
+    What is not timed are `warm` batches, and as many as come in `warm_seconds`. Then SECONDS are,
+    and `at_least` so many images.
+    """
+    begun = time.perf_counter()
+    next(batches)
+    first = time.perf_counter() - begun
+    while warm > 1 or time.perf_counter() - begun < warm_seconds:
         next(batches)
+        warm -= 1
     images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
-    while time.perf_counter() - wall < SECONDS:
+    while time.perf_counter() - wall < SECONDS or images < at_least:
         images += next(batches)
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     return {
         "images_per_second": images / wall,
         "images_per_cpu_second": images / cpu,
         "memory_mb": memory_mb(),
+        "first_batch_seconds": first,
     }
 
 
@@ -99,13 +108,12 @@ def limit(kind: str, scratch: pathlib.Path):
         yield 1
 
 
-def ours(kind: str, scratch: pathlib.Path):
-    """train_batches of this repository."""
+def ours(kind: str, scratch: pathlib.Path, **options: int):
+    """train_batches of this repository, with `options`: num_threads or num_workers."""
     from alexnet_jax import data
 
-    for batch in data.train_batches(
-        data.open_dataset(prepared(scratch, kind)), seed=0, batch_size=BATCH
-    ):
+    images = data.open_dataset(prepared(scratch, kind))
+    for batch in data.train_batches(images, seed=0, batch_size=BATCH, **options):
         yield len(batch["label"])
 
 
@@ -127,8 +135,17 @@ def preparing(scratch: pathlib.Path) -> dict[str, float]:
     }
 
 
-def torch(kind: str, scratch: pathlib.Path):
-    """PyTorch's DataLoader with Pillow, one worker for each core."""
+def torch_decoder() -> str:
+    """Return which decoder of JPEG there is beside this PyTorch: torchvision's, or Pillow's."""
+    try:
+        import torchvision.io  # noqa: F401
+    except (ImportError, RuntimeError):  # RuntimeError: torchvision for another torch
+        return "pillow"
+    return "torchvision"
+
+
+def torch(kind: str, scratch: pathlib.Path, decoder: str = "pillow"):
+    """PyTorch's DataLoader with a worker for each core, and Pillow or torchvision."""
     import numpy as np
     import torch
     from PIL import Image
@@ -149,6 +166,11 @@ def torch(kind: str, scratch: pathlib.Path):
         def __getitem__(self, index):
             if kind == "raw":
                 return torch.from_numpy(np.array(pixels[index])), labels[index]
+            if decoder == "torchvision":
+                from torchvision import io
+
+                pixels_ = io.decode_jpeg(io.read_file(str(files[index])), io.ImageReadMode.RGB)
+                return pixels_, labels[index]
             with Image.open(files[index], formats=("JPEG",)) as image:
                 rgb = image.convert("RGB")
             if kind == "native":
@@ -227,8 +249,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     """
     import jax
 
-    from alexnet_jax import augment, data, parallel, state, train
+    from alexnet_jax import augment, data, parallel, state
     from alexnet_jax.setting import Setting
+    from alexnet_jax.train import lowered_step, train_batches
     from configs import alexnet
 
     config = alexnet.get_config()
@@ -237,9 +260,9 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     setting = Setting(config, images, parallel.sharding(config))
     statistics_ = augment.statistics_of(images, config.augment)
     current = setting.sharding.replicate(state.initial_state(config, statistics_))
-    [step] = parallel.compiled(train.lowered_step(setting, current, {}))
+    [step] = parallel.compiled(lowered_step(setting, current, {}))
     config.num_steps = 2**31 - 1
-    real = train.train_batches(setting, step, {}, 0)
+    real = train_batches(setting, step, {}, 0)
     fixed = next(real)
     seconds: dict[str, list[float]] = {"real": [], "fixed": []}
     cpu: dict[str, list[float]] = {"real": [], "fixed": []}
@@ -262,11 +285,32 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     return report
 
 
+def scaled(way: str, scratch: pathlib.Path) -> dict[str, float]:
+    """Return what is measured of KIND/PEER/CORES, with as many decoders as cores."""
+    kind, peer, cores = way.split("/")
+    number = int(cores)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
+    if peer == "torch":
+        batches = torch(kind, scratch, torch_decoder())
+    elif peer == "workers":
+        batches = ours(kind, scratch, num_workers=number)
+    else:
+        if peer == "threads_one_heap":
+            import runpy
+
+            heap = pathlib.Path(__file__).parents[2] / "alexnet_jax/host/heap.py"
+            runpy.run_path(str(heap))["keep"]()  # before anything starts a thread
+        batches = ours(kind, scratch, num_threads=number)
+    return timed(batches, warm_seconds=1.5, at_least=16 * BATCH)
+
+
 def measure(name: str, scratch: pathlib.Path, steps: int) -> dict[str, float]:
-    """Return what is measured of KIND/PEER, or of 'overlap'."""
+    """Return what is measured of KIND/PEER, of 'scaling/KIND/PEER/CORES', or of 'overlap'."""
     kind, _, peer = name.partition("/")
     if kind == "overlap":
         return overlap(scratch, steps)
+    if kind == "scaling":
+        return scaled(peer, scratch)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if (kind, peer) == ("native", "ours"):
         return preparing(scratch)

@@ -30,12 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 import jax
 
-from alexnet_jax import parallel, train
+from alexnet_jax import parallel
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.host import heap
 from alexnet_jax.rundir import MetricsWriter, RunRecord, device, versions
 from alexnet_jax.setting import open_setting
 from alexnet_jax.state import initial_state
+from alexnet_jax.train import cached_rows, lowered_step, train_batches
 from experiments import command_line
 
 
@@ -49,9 +50,9 @@ def measured(
     setting = open_setting(config)
     statistics_ = statistics_of(setting.dataset, config.augment)
     state = setting.sharding.replicate(initial_state(config, statistics_))
-    cached = train.cached_rows(setting)
-    [compiled] = parallel.compiled(train.lowered_step(setting, state, cached))
-    batches = train.train_batches(setting, compiled, cached, 0)
+    cached = cached_rows(setting)
+    [compiled] = parallel.compiled(lowered_step(setting, state, cached))
+    batches = train_batches(setting, compiled, cached, 0)
     same = next(batches)
     taken = 0
 
@@ -100,6 +101,7 @@ def main() -> None:
     alone = statistics.median(times["step"])
     record = {
         "config": command_line.without_places(arguments),
+        "batch_size": command_line.read_config(arguments).batch_size,
         "date": time.strftime("%Y-%m-%d"),
         "device": device(),
         "versions": versions(),

@@ -126,7 +126,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     # run.py does so too, but a thread that is there before has a heap of its own. By the file's
     # path, for the package imports JAX, and until then nobody would see the parent end.
-    runpy.run_path(str(ROOT / "alexnet_jax/host/heap.py"))["keep"]()
+    runpy.run_path(str(ROOT / "alexnet_jax/host/heap.py"))["keep_on_cpu"]()
     threading.Thread(target=_stop_with_the_parent, daemon=True).start()
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

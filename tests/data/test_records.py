@@ -14,6 +14,7 @@ from PIL import Image
 from alexnet_jax import command_line
 from alexnet_jax.data import eval_batches, open_dataset, train_batches, train_records
 from alexnet_jax.data.records import Records
+from alexnet_jax.data.stored_images import Stored
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import prepare, shards, stored_set
 from alexnet_jax.prepare.merge import statistics_sha256
@@ -126,7 +127,7 @@ def test_a_jpeg_that_decodes_with_a_warning_is_damage(make, tmp_path):
     writer = ArrayRecordWriter(str(tmp_path / "broken"), shards.RECORD_OPTIONS)
     writer.write(record[: end - 4] + b"\xff\xd9" * 3)  # as long as before, but its image is not
     writer.close()
-    records = Records([(tmp_path / "broken", 1)], SIZE, jpeg=True)
+    records = Records(Stored([(str(tmp_path / "broken"), 1)], SIZE, jpeg=True))
     with pytest.raises(InputError, match=r"record 0 of .*broken cannot be read"):
         records.read(0, np.empty((SIZE, SIZE, 3), np.uint8))
 
@@ -200,7 +201,7 @@ def test_any_exception_in_a_thread_ends_the_iteration(make, monkeypatch):
     def die(index, image):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(dataset.records["train"], "_read", die)
+    monkeypatch.setattr(dataset.records["train"].images, "read", die)
     with pytest.raises(MemoryError, match="no more"):
         next(train_batches(dataset, seed=0, batch_size=10))
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import InputError
+from alexnet_jax.rundir.filters import SIDE
 from experiments.reports import filters, report
 from tests import runs
 from tests.untrained import save_run, write_run
@@ -139,7 +140,7 @@ def test_the_report_shows_the_filters_of_the_best_checkpoint(tmp_path):
     assert page.rows()[0]["time"] == "0:00:12"
     assert page.images[1] == "Filters of 1 run, step 0."
     with Image.open(tmp_path / "out" / "filters-1-run.png") as image:
-        assert image.height > 2 * filters.SIDE  # two columns, one above the other
+        assert image.height > 2 * SIDE  # two columns, one above the other
 
 
 def test_each_filter_is_scaled_to_its_own_range():

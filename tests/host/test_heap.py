@@ -53,13 +53,46 @@ def test_freed_blocks_are_reused_unless_the_environment_sets_malloc():
     assert _faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(without, rel=0.5)
 
 
-def test_the_command_line_keeps_freed_memory_from_the_start(monkeypatch, capsys):
-    called = []
+def test_the_command_line_keeps_freed_memory_from_the_start_on_a_cpu(monkeypatch, capsys):
+    called, found = [], [False]
     monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
+    monkeypatch.setattr(heap, "accelerator_expected", lambda: found[0])
     monkeypatch.setattr(command_line.compilation_cache, "keep", lambda: called.append("programs"))
     monkeypatch.setattr(command_line, "_dispatch", lambda *_: called.append("the rest"))
-    assert command_line.main(["run.py", TINY[0], "--mode=summary"]) == 0
-    assert called == ["keep", "programs", "the rest"]
+    for accelerator, expected in ((False, ["keep"]), (True, [])):
+        found[0] = accelerator
+        assert command_line.main(["run.py", TINY[0], "--mode=summary"]) == 0
+        assert called == [*expected, "programs", "the rest"]
+        called.clear()
+
+
+@pytest.mark.parametrize(
+    ("platforms", "packages", "devices", "hidden", "expected"),
+    [
+        ("cpu", ["jax_plugins"], ["nvidia0"], None, False),
+        ("cuda,cpu", ["jax_plugins"], [], None, True),
+        (None, ["jax_plugins"], ["nvidia0", "nvidiactl"], None, True),
+        (None, ["jax_plugins"], [], None, False),  # jax[cuda] on a machine without a GPU
+        (None, [], ["nvidia0"], None, False),  # a GPU, and a JAX that does not know it
+        (None, ["jax_plugins"], ["nvidia0"], "", False),
+        (None, ["libtpu"], ["vfio/0"], None, True),
+        (None, ["libtpu"], ["vfio/vfio"], None, False),
+    ],
+)
+def test_an_accelerator_is_expected_where_jax_can_use_one(
+    monkeypatch, tmp_path, platforms, packages, devices, hidden, expected
+):
+    monkeypatch.delenv("JAX_PLATFORM_NAME", raising=False)
+    for name, value in (("JAX_PLATFORMS", platforms), ("CUDA_VISIBLE_DEVICES", hidden)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(heap.importlib.util, "find_spec", lambda name: name in packages or None)
+    monkeypatch.setattr(heap, "_DEVICES", tmp_path)
+    for device in devices:
+        (tmp_path / device).parent.mkdir(exist_ok=True)
+        (tmp_path / device).touch()
+    assert heap.accelerator_expected() == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from alexnet_jax import InputError, data, errors, prepare
-from alexnet_jax.data import dataset, records
+from alexnet_jax.data import dataset, records, stored_images
 from alexnet_jax.host import whole_files
 from alexnet_jax.prepare import images
 from tests import prepared
@@ -31,8 +31,9 @@ def test_the_remedy_is_that_of_the_limit():
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_records_are_not_called_damaged(tmp_path, monkeypatch, on_error):
-    read = records.Records([(tmp_path / "a", 4)], 8, jpeg=True, on_error=on_error)
-    monkeypatch.setattr(records, "ArrayRecordReader", _fails(RuntimeError(str(TOO_MANY))))
+    stored = stored_images.Stored([(str(tmp_path / "a"), 4)], 8, jpeg=True)
+    read = records.Records(stored, on_error)
+    monkeypatch.setattr(stored_images, "ArrayRecordReader", _fails(RuntimeError(str(TOO_MANY))))
     with pytest.raises(InputError, match=f"record 0 of .*Too many open files.*: {REMEDY}$"):
         read.read(0, None)
     assert not read.damaged

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
-from alexnet_jax import InputError, evaluate
+from alexnet_jax import InputError
 from alexnet_jax import config as config_lib
+from alexnet_jax.evaluate import evaluate_checkpoint
 from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
 from alexnet_jax.rundir import resume as workdir_lib
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
@@ -270,6 +271,34 @@ def test_a_resume_deletes_what_a_kill_left(saved, capsys):
     assert [path.name for path in (saved / quarantine.DAMAGED).iterdir()] == ["2"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(1, "2 6"), (2, "2 5 6"), (3, "2 4 5 6"), (9, "1 2 3 4 5 6")]
+)
+def test_the_best_and_as_many_of_the_latest_as_asked_for_are_kept(
+    tmp_path, monkeypatch, keep, kept
+):
+    """While one is written, the latest complete one stays, so that a kill loses nothing else."""
+    during = []
+
+    def read_back(path, original=integrity.read_back):
+        during.append([name for name in _kept(tmp_path) if name.isdigit()])
+        return original(path)
+
+    monkeypatch.setattr(integrity, "read_back", read_back)
+    errors = (0.5, 0.1, 0.4, 0.3, 0.2, 0.6)
+    with Checkpoints(tmp_path, keep=keep) as checkpoints:
+        for step, error in enumerate(errors, 1):
+            _save(checkpoints, step, error)
+            assert checkpoints.latest() == step  # complete
+    assert _kept(tmp_path) == kept.split()
+    assert all(str(step) in names for step, names in enumerate(during[1:], 1))
+    if keep == 1:
+        assert [len(names) for names in during] == [0, 1, 1, 2, 2, 2]  # the disk needs no more
+    with Checkpoints(tmp_path, keep=1) as resumed:  # a resumed run may keep fewer
+        resumed.restore_latest(abstract_state(CONFIG))
+    assert _kept(tmp_path) == ["2", "6"]
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "changed"])
 def test_a_damaged_or_changed_config_file_does_not_stop_a_run(tmp_path, content):
     workdir, path = tmp_path / "run", tmp_path / "run" / "config.json"
@@ -292,5 +321,5 @@ def test_evaluating_the_run_of_another_user_creates_no_data(tmp_path):
     config = runs.tiny_config(tmp_path / "elsewhere")
     untrained.save_run(tmp_path / "run", config)
     with pytest.raises(InputError, match="'digits', which is not prepared in .*; give --config"):
-        evaluate.evaluate_checkpoint(tmp_path / "run")
+        evaluate_checkpoint(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

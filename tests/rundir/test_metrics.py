@@ -1,17 +1,24 @@
 """The metrics that a run writes."""
 
+import importlib
+import io
 import json
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from alexnet_jax import command_line, parallel, train
+from alexnet_jax import command_line, parallel
 from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
 from tests import runs
+
+train = importlib.import_module("alexnet_jax.train")  # the module: the package has the function
 
 
 @pytest.fixture
@@ -32,6 +39,9 @@ def _writer(workdir, start_step=0, evaluated=False, log_every_steps=1, num_class
 def _metrics(**others):
     names = ("loss", "top1_error", "top5_error", "learning_rate", "gradient_norm")
     return {n: jnp.float32(0.5) for n in (*names, "parameter_norm")} | others
+
+
+ERRORS = {"loss": 0.5, "top1_error": 0.5, "top5_error": 0.5, "learning_rate": 0.1}
 
 
 def _lines(workdir):
@@ -140,3 +150,44 @@ def test_a_metric_that_the_step_returns_is_logged(config, folder, tmp_path, monk
         assert shown[number] == pytest.approx(line["twice_the_loss"])
     assert fetched[0] == fetched[2] >= {"twice_the_loss", "top1_error"}
     assert fetched[1] == {"loss", "gradient_norm", "parameter_norm"}
+
+
+def _values(workdir):
+    """Yield (step, value) of all values in TensorBoard's files."""
+    for path in sorted((workdir / "tensorboard").glob("*")):
+        with path.open("rb") as file:
+            while (event := tensorboard._next_event(file)) is not None:
+                yield from ((event.step, value) for value in event.summary.value)
+
+
+def test_tensorboard_shows_the_fields_and_at_evaluations_the_filters(tmp_path):
+    kernel = np.random.default_rng(0).normal(size=(11, 11, 3, 20)).astype(np.float32)
+    for first, steps in ((0, (2, 4, 6)), (4, (6, 8))):  # the second run continues from step 4
+        with _writer(tmp_path, first, evaluated=True) as writer:
+            for step in steps:
+                writer.validation(step, ERRORS)
+                writer.filters(step, {"conv1": {"kernel": kernel}})
+    values = list(_values(tmp_path))
+    shown = [(step, value.image) for step, value in values if value.tag == "val/conv1"]
+    assert [step for step, _ in shown] == [2, 4, 6, 8]
+    with Image.open(io.BytesIO(shown[0][1].encoded_image_string)) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (2 * 48 - 4, 16 * 48 - 4, 3)  # two rows, each filter enlarged four times
+    one = kernel[..., 17]
+    expected = np.rint(255 * (one - one.min()) / np.ptp(one))
+    np.testing.assert_allclose(pixels[48:92:4, 48:92:4], expected, atol=1)
+    assert {step for step, tag, _ in tensorboard.scalars(tmp_path / "tensorboard")} == {2, 4, 6, 8}
+
+    [(_, started), *_] = [pair for pair in values if pair[1].tag.endswith("session_start_info")]
+    content = HParamsPluginData.FromString(started.metadata.plugin_data.content)
+    fields = content.session_start_info.hparams
+    assert fields["batch_size"].number_value == 10
+    assert fields["model.num_classes"].number_value == 10
+
+
+def test_filters_that_are_not_finite_or_local_are_not_drawn(tmp_path):
+    with _writer(tmp_path) as writer:
+        writer.validation(1, ERRORS)
+        writer.filters(1, {"conv1": {"kernel": np.full((3, 3, 3, 4), np.nan, np.float32)}})
+        writer.filters(1, {"local1": {"kernel": np.zeros((2, 2, 27, 4), np.float32)}})
+    assert not any(value.HasField("image") for _, value in _values(tmp_path))
