@@ -137,6 +137,9 @@ FIELDS = {
     "dtype": _choice("float32", "bfloat16").means(
         "type the layers compute in; parameters and velocity stay float32"
     ),
+    "fused_pooling": _flag().means(
+        "whether ReLU, normalization and pooling are one kernel on an NVIDIA GPU (docs/fused.md)"
+    ),
     "parallel": _choice("pmap", "split").means(
         "'pmap': a whole network per device; 'split': a pair of devices divides the columns"
     ),
@@ -297,13 +300,14 @@ FIELDS = {
 }
 
 # What a resumed run may change: how long it is, how a batch is spread over devices and over time
-# (sums in another order), what it writes when, where the images lie, and what is done about
-# damaged ones.
+# (sums in another order), by which kernels it is computed, what it writes when, where the images
+# lie, and what is done about damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
         "num_steps",
         "accumulate_steps",
+        "fused_pooling",
         "parallel",
         "checkpoint_every_steps",
         "checkpoint_keep",
@@ -323,6 +327,7 @@ RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier ver
 # Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {
     "accumulate_steps": 1,
+    "fused_pooling": False,
     "checkpoint_keep": 2,
     "init_from": "",
     "on_nan": "stop",

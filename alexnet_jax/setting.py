@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import fused, parallel
 from alexnet_jax.config import with_num_classes
 from alexnet_jax.data import Dataset, device_cache, open_dataset
 from alexnet_jax.errors import InputError
@@ -41,9 +41,11 @@ def open_setting(config: ConfigDict) -> Setting:
     """Return data and devices for training `config`, the data prepared where they are not.
 
     Raises:
-      InputError: the config does not fit the devices or their memory, or the data do not exist or
-        have another number of classes.
+      InputError: the config does not fit the devices or their memory, what config.fused_pooling
+        needs is missing, or the data do not exist or have another number of classes.
     """
+    if config.fused_pooling:
+        fused.refuse_missing()
     sharding = parallel.sharding(config)
     _refuse_too_large(config, sharding)
     num_classes = config.model.num_classes
