@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
     config.init_from = "runs/pretrained"
     config.num_epochs = 30
     config.milestones = ((21, "*", 0.1),)
-    config.lr_multipliers = (("conv1/*", 0.0), ("conv[2-5]/*", 0.1), ("fc[67]/*", 0.1))
+    config.lr_multipliers = (("conv1/*", 0.0), ("conv[2-5]/*", 0.3), ("fc[67]/*", 0.3))
     return config

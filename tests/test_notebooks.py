@@ -254,7 +254,10 @@ def test_curves_compares_runs_and_skips_torn_lines(workdirs, tmp_path, monkeypat
 
 def test_train_draws_what_metrics_jsonl_holds(config, digits, tmp_path, monkeypatch):
     """From the callback while it trains, and from the file if the run has finished before."""
-    changes = runs.FIELDS | {"dataset.data_dir": config.dataset.data_dir, "num_steps": 2}
+    runs.one_layer(config.model)
+    model = config.model.items()
+    changes = {f"model.{name}": value for name, value in model if name != "lrn"}
+    changes |= {"dataset.data_dir": config.dataset.data_dir, "num_steps": 2, "batch_size": 16}
     for _ in range(2):  # the second time the run has finished
         found = execute("train", monkeypatch, WORKDIR=tmp_path / "run", CHANGES=changes)
         assert found["result"]["step"] == 2
@@ -264,6 +267,9 @@ def test_train_draws_what_metrics_jsonl_holds(config, digits, tmp_path, monkeypa
         assert len(train) == len(val) == 1
         written = [line["loss"] for line in found["lines"] if line["split"] == "train"]
         assert train[0, 1] == pytest.approx(np.mean(written))
+    again = found["lines"][0] | {"loss": 9.0}  # as after an interruption
+    found["keep_and_draw"](again)
+    assert found["lines"] == [again]
 
 
 def test_finetune_takes_the_layers_of_a_run_and_freezes_the_first(workdirs, tmp_path, monkeypatch):
@@ -315,15 +321,21 @@ def test_saliency_is_the_gradient_and_occlusion_the_fall_of_the_probability(
         moved[0][(*place, colour)] += 0.05
         moved[1][(*place, colour)] -= 0.05
         above, below = model.apply(variables, moved)[:, answer]
-        changes.append(abs(above - below) / 0.1)
+        changes.append(float(abs(above - below)) / 0.1)
     assert max(changes) == pytest.approx(gradient[place], rel=0.05)
 
-    side, across = image.shape[0], found["ACROSS"]
+    falls, across = np.array(found["falls"]), found["ACROSS"]
+    which, row, column = np.unravel_index(np.argmax(np.abs(falls)), falls.shape)
+    image, answer = found["inputs"][which], found["answers"][which]
+    cover = image.shape[0] // 4
+    top, left = (int(at * (image.shape[0] - cover) / (across - 1)) for at in (row, column))
     covered = image.copy()
-    covered[side - side // 4 :, : side // 4] = 0  # the lower left corner
-    whole, without = jax.nn.softmax(model.apply(variables, np.stack([image, covered])))[:, answer]
-    assert found["falls"][0].shape == (across, across)
-    assert found["falls"][0][-1, 0] == pytest.approx(whole - without, abs=1e-6)
+    covered[top : top + cover, left : left + cover] = 0
+    both = model.apply(variables, np.stack([image, covered]))
+    whole, without = np.asarray(jax.nn.softmax(both))[:, answer]
+    assert falls.shape == (len(found["chosen"]), across, across)
+    assert abs(whole - without) > 0.01, "nothing to be seen"
+    assert falls[which, row, column] == pytest.approx(whole - without, abs=1e-5)
 
     folders = alexnet_jax.evaluate(workdirs / run, photographs, test_crops=False)
     wrong = sum(

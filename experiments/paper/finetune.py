@@ -7,6 +7,8 @@ Trains configs/folder.py on all images of --pretrain, once. Then, with each seed
 
 * `scratch`: configs/folder.py, from initial weights;
 * `finetune`: configs/finetune.py, from the pretrained network;
+* `tenth`: the same with a tenth of the rate for what was loaded;
+* `same_rate`: the same with the rate of the last layer for all, none frozen;
 * `probe`: the same with all layers but the last one frozen.
 
 All take the same number of steps with the same schedule, that of configs/finetune.py. Runs are in
@@ -37,7 +39,9 @@ PRETRAINED = "pretrained"
 KINDS = {
     "scratch": "from scratch",
     "probe": "pretrained, last layer trained",
+    "tenth": "pretrained, a tenth of the rate",
     "finetune": "pretrained, fine-tuned",
+    "same_rate": "pretrained, the same rate",
 }
 FOLDER, FINETUNE = ROOT / "configs/folder.py", ROOT / "configs/finetune.py"
 SCHEDULE = ("num_epochs", "milestones", "eval_every_epochs")
@@ -80,16 +84,21 @@ def runs_of(
 
     recipe = command_line.read_config([f"--config={FINETUNE}", *on(few)])
     schedule = {name: recipe[name] for name in SCHEDULE}
-    probe = tuple((f"{layer}/*", 0.0) for layer in layer_names(recipe.model)[:-1])
+    loaded_layers = layer_names(recipe.model)[:-1]
+    factors = {
+        "probe": tuple((f"{layer}/*", 0.0) for layer in loaded_layers),
+        "tenth": tuple((names, min(factor, 0.1)) for names, factor in recipe.lr_multipliers),
+        "finetune": recipe.lr_multipliers,
+        "same_rate": (),
+    }
     first = trials.Trial(PRETRAINED, FOLDER, on(pretrain), schedule, 0)
     loaded = on(few, f"--config.init_from={first.directory(workdir).absolute()}")
     found = [first]
     for seed in seeds:
-        found += [
-            trials.Trial("scratch", FOLDER, on(few), schedule, seed),
-            trials.Trial("probe", FINETUNE, loaded, {"lr_multipliers": probe}, seed),
-            trials.Trial("finetune", FINETUNE, loaded, {}, seed),
-        ]
+        found.append(trials.Trial("scratch", FOLDER, on(few), schedule, seed))
+        for name, of_layers in factors.items():
+            differences = {"lr_multipliers": of_layers}
+            found.append(trials.Trial(name, FINETUNE, loaded, differences, seed))
     return found
 
 

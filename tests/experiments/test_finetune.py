@@ -29,22 +29,28 @@ def test_few_images_are_the_first_of_each_class_and_all_held_out_ones(tmp_path):
 def test_all_runs_have_the_same_schedule_and_only_the_pretrained_one_other_images(tmp_path):
     workdir = tmp_path / "runs"
     found = finetune.runs_of(NARROW, tmp_path / "all", tmp_path / "few", workdir, [0, 1])
-    names = ["pretrained", *2 * ("scratch", "probe", "finetune")]
+    names = ["pretrained", *2 * ("scratch", "probe", "tenth", "finetune", "same_rate")]
     assert [trial.name for trial in found] == names
-    assert [trial.seed for trial in found] == [0, 0, 0, 0, 1, 1, 1]
+    assert [trial.seed for trial in found] == [0] + 5 * [0] + 5 * [1]
     configs = [trial.config() for trial in found]
     for name in (*finetune.SCHEDULE, "batch_size", "learning_rate", "model", "augment"):
         values = [config[name] for config in configs]
         assert all(value == values[0] for value in values), name
     assert [config.dataset.path for config in configs] == [
         str(tmp_path / "all"),
-        *6 * [str(tmp_path / "few")],
+        *10 * [str(tmp_path / "few")],
     ]
     pretrained = found[0].directory(workdir)
     for trial, config in zip(found, configs, strict=True):
-        loaded = trial.name in ("probe", "finetune")
+        loaded = trial.name not in ("pretrained", "scratch")
         assert config.init_from == (str(pretrained) if loaded else "")
         assert str(tmp_path) not in trials.command(trial)
+    recipe = finetune.command_line.read_config(
+        [f"--config={finetune.FINETUNE}", "--config.dataset.path=images"]
+    )
+    assert configs[4].lr_multipliers == recipe.lr_multipliers
+    assert dict(configs[3].lr_multipliers) == {"conv1/*": 0.0, "conv[2-5]/*": 0.1, "fc[67]/*": 0.1}
+    assert configs[5].lr_multipliers == ()
     frozen = dict(configs[2].lr_multipliers)
     assert frozen == {f"conv{i}/*": 0.0 for i in range(1, 6)} | {"fc6/*": 0.0, "fc7/*": 0.0}
 
