@@ -115,7 +115,7 @@ def _cpu() -> dict[int, float]:
         for pid in workers:
             nanoseconds = pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]
             found[pid] = int(nanoseconds) / 1e9
-        if found.keys() == before.keys() and all(found[i] - before[i] < 1e-3 for i in found):
+        if found.keys() == before.keys() and all(found[i] - before[i] < 1e-2 for i in found):
             return found
         before = found
         time.sleep(0.5)
