@@ -5,6 +5,7 @@ Images arrive as uint8 (batch, size, size, 3) and leave as float32 (batch, crop,
 id alone, so that sharding a batch over devices changes nothing.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -76,12 +77,10 @@ def random_crops(
         first_of_group = example_id // augment.shared_by
         where, mirror = jax.random.split(jax.random.fold_in(place_key, first_of_group))
         y, x = jax.random.randint(where, (2,), 0, jnp.array(offsets))
-        corner, shape = (y, x, 0), (crop, crop, 3)
-        out = jax.lax.dynamic_slice(image, corner, shape).astype(jnp.float32)
-        if augment.mean_crop == "same":
-            out -= jax.lax.dynamic_slice(statistics.mean_image, corner, shape)
-        if augment.flip:
-            out = jnp.where(jax.random.bernoulli(mirror), out[:, ::-1], out)
+        mean = statistics.mean_image if augment.mean_crop == "same" else None
+        reflected = jax.random.bernoulli(mirror) if augment.flip else None
+        ways = {"tpu": partial(_reflect_and_crop, crop=crop), "default": partial(_crop, crop=crop)}
+        out = jax.lax.platform_dependent(image, mean, (y, x), reflected, **ways)
         if augment.mean_crop == "centre":
             out -= centre_mean
         if isinstance(colour_std, jax.Array) or colour_std:
@@ -90,6 +89,36 @@ def random_crops(
         return out / (1 + colour_std) if augment.colour_rule == "released" else out
 
     return jax.vmap(one)(example_ids, images)
+
+
+def _crop(
+    image: jax.Array, mean: jax.Array | None, corner: Any, reflected: Any, *, crop: int
+) -> jax.Array:
+    """Return the square of side `crop` at `corner` less its mean, then reflected, float32."""
+    corner, shape = (*corner, 0), (crop, crop, 3)
+    out = jax.lax.dynamic_slice(image, corner, shape).astype(jnp.float32)
+    if mean is not None:
+        out -= jax.lax.dynamic_slice(mean, corner, shape)
+    return out if reflected is None else jnp.where(reflected, out[:, ::-1], out)
+
+
+def _reflect_and_crop(
+    image: jax.Array, mean: jax.Array | None, corner: Any, reflected: Any, *, crop: int
+) -> jax.Array:
+    """Return what `_crop` returns, to the bit.
+
+    A TPU reverses in passes over memory of their own: here of bytes, not of float32.
+    """
+    if reflected is None:
+        return _crop(image, mean, corner, None, crop=crop)
+    y, x = corner
+    corner = y, jnp.where(reflected, image.shape[1] - crop - x, x)
+    out = _crop(jnp.where(reflected, image[:, ::-1], image), None, corner, None, crop=crop)
+    if mean is None:
+        return out
+    # The mean is reflected once for the batch: a crop is cut from one of the two.
+    means, place = jnp.stack([mean, mean[:, ::-1]]), (reflected.astype(jnp.int32), *corner, 0)
+    return out - jax.lax.dynamic_slice(means, place, (1, crop, crop, 3))[0]
 
 
 def colour_axes(eigenvectors: jax.Array, eigenvalues: jax.Array, rule: str = "paper") -> jax.Array:

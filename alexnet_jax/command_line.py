@@ -20,6 +20,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import configs
 from alexnet_jax.errors import InputError, limit_met, printable
 from alexnet_jax.evaluate import evaluate_checkpoint
+from alexnet_jax.exchange import FORMATS, export
 from alexnet_jax.fields import FIELDS, bad_value, expanded, is_path, nearest, unknown_field
 from alexnet_jax.host import compilation_cache, heap, processes, streams, threads
 from alexnet_jax.inspect import evaluate, profile, summary, write_predictions
@@ -28,12 +29,19 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train_and_evaluate
 
 _NO_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's code for it
-MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile")
+MODES = ("train", "evaluate", "predict", "summary", "prepare", "profile", "export")
 NEED_CONFIG = ("train", "summary", "prepare", "profile")
 FLAGS = (
-    *("config", "workdir", "mode", "images", "out", "test_crops"),
+    *("config", "workdir", "mode", "images", "out", "format", "test_crops"),
     *("prepare_shard", "distributed"),
 )
+BELONG = {  # the modes that other flags are for
+    "out": ("predict", "evaluate", "export"),
+    "format": ("export",),
+    "test_crops": ("evaluate",),
+    "prepare_shard": ("prepare",),
+    "distributed": ("train",),
+}
 ANSWERS = ("evaluate", "predict", "summary", "profile")  # modes that are for what they print
 RECIPES = pathlib.Path(configs.__path__[0])
 # What other programs call a field, by its last word.
@@ -46,6 +54,8 @@ OTHER_NAMES = {
     "data": "dataset.path",
     "dataset": "dataset.name",
     "resume": "init_from",
+    "pretrained": "init_from",
+    "weights": "init_from",
 }
 
 
@@ -138,13 +148,21 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
         None,
         "For --mode=predict: where predictions.csv and predictions.png go, by default"
         " WORKDIR/predictions; without a folder in --images they are written where this is given."
-        " For --mode=evaluate with --images: where its files go, by default WORKDIR/evaluation.",
+        " For --mode=evaluate with --images: where its files go, by default WORKDIR/evaluation."
+        " For --mode=export: the file.",
         **where,
     )
     flags.DEFINE_boolean(
         "test_crops",
         True,
         "For --mode=evaluate: the errors of ten crops, too; --test_crops=false leaves them out.",
+        **where,
+    )
+    flags.DEFINE_enum(
+        "format",
+        None,
+        FORMATS,
+        "For --mode=export: what the file is; see docs/weights.md.",
         **where,
     )
     flags.DEFINE_string(
@@ -211,19 +229,17 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         config_lib.validate(values["config"].value)
     elif mode in NEED_CONFIG:
         raise InputError(f"--mode={mode} needs --config, such as --config=alexnet")
-    given = {name: values[name].value for name in ("images", "out", "test_crops")}
-    if rest and not (mode == "predict" or (mode == "evaluate" and given["images"])):
+    images = values["images"].value
+    if rest and not (mode == "predict" or (mode == "evaluate" and images)):
         raise InputError(f"unexpected argument {rest[0][:200]!r}; flags are written --name=value")
-    for name, of in (("distributed", "train"), ("prepare_shard", "prepare")):
-        if values[name].value and mode != of:
-            raise InputError(f"--{name}={values[name].value} goes with --mode={of}, not {mode}")
-    if given["out"] and mode != "predict" and not (mode == "evaluate" and given["images"]):
-        raise InputError(
-            f"--out={given['out']} goes with --images in --mode=predict or evaluate, not {mode}"
-        )
-    if mode != "evaluate" and not given["test_crops"]:
-        raise InputError(f"--test_crops=false goes with --mode=evaluate, not {mode}")
-    if mode == "evaluate" and given["images"] and values["config"].value is not None:
+    for name, modes in BELONG.items():
+        flag = values[name]
+        if flag.value != flag.default and mode not in modes:
+            known, given = " or ".join(modes), f"--{name}={flag.value}"[:200]
+            raise InputError(f"{given} goes with --mode={known}, not {mode}")
+    if mode == "evaluate" and values["out"].value and not images:
+        raise InputError(f"--out={values['out'].value}: --mode=evaluate writes there with --images")
+    if mode == "evaluate" and images and values["config"].value is not None:
         raise InputError("--images is evaluated with the config of the run: leave out --config")
     return rest
 
@@ -330,8 +346,9 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
         with processes.joined() if distributed else contextlib.nullcontext():
             result = train_and_evaluate(config, workdir)
         if result is not None:
+            num_classes = config_lib.load(workdir / "config.json").model.num_classes
             print(
-                f"{workdir}: {_errors(result, config.model.num_classes)}{_skipped(result)};"
+                f"{workdir}: {_errors(result, num_classes)}{_skipped(result)};"
                 f" {result['seconds']:.0f} s. The directory contains result.json, metrics.jsonl,"
                 " config.json, checkpoints/ and tensorboard/"
             )
@@ -342,6 +359,10 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
     elif mode == "evaluate":
         result = evaluate_checkpoint(workdir, config, given["test_crops"])
         print(f"{workdir}: {_errors(result, result['num_classes'])}{_skipped(result)}")
+    elif mode == "export":
+        if not given["format"] or not given["out"]:
+            raise InputError(f"--mode=export needs --out=FILE and --format={'|'.join(FORMATS)}")
+        print(export(workdir, given["format"], _directory("out", given["out"])))
     else:
         _predict(workdir, given["images"] + arguments, given["out"])
 

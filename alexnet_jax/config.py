@@ -5,6 +5,7 @@ before anything is created, prepared or compiled.
 """
 
 import fnmatch
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ def validate(config: ConfigDict) -> None:
     if (config.dataset.name == "folder") != bool(config.dataset.path):
         raise InputError(
             f"config.dataset.path={shown(config.dataset.path)} with config.dataset.name="
-            f"{config.dataset.name!r}: name='folder' needs --config.dataset.path=FOLDER (with"
-            " train/ and val/), and nothing else takes one"
+            f"{config.dataset.name!r}: name='folder' needs --config.dataset.path=FOLDER (of one"
+            " folder per class), and nothing else takes one"
         )
     _validate_layers(config.model)
     _validate_groups(config)
@@ -209,8 +210,13 @@ def from_dict(tree: dict) -> ConfigDict:
             return {name: tuples(leaf) for name, leaf in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    named = {RENAMED.get(name, name): value for name, value in tree.items()}
-    return ConfigDict(ADDED | tuples(named)).lock()
+    config = ConfigDict(tuples({RENAMED.get(name, name): value for name, value in tree.items()}))
+    for name, value in ADDED.items():
+        *groups, last = name.split(".")
+        group = functools.reduce(lambda found, each: found.get(each, ConfigDict()), groups, config)
+        if last not in group:
+            group[last] = value
+    return config.lock()
 
 
 def refuse_changes(
@@ -221,10 +227,37 @@ def refuse_changes(
     `only` limits them to those that begin with one of its strings.
     """
     was, now = dict(flatten(old)), dict(flatten(new))
-    fields = [n for n in FIELDS if n.startswith(only) and n not in CHANGEABLE]
-    changed = [f"{n}={shown(was[n])} (now {shown(now[n])})" for n in fields if was[n] != now[n]]
+    changed = [
+        f"{name}={shown(was[name])} (now {shown(now[name])})"
+        for name in changed_fields(old, new)
+        if name.startswith(only)
+    ]
     if changed:
         raise InputError(
             f"{workdir} holds a run with {', '.join(changed)}; take another --workdir"
             " or give the same values"
         )
+
+
+def changed_fields(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Return the fields that a run of `old` may not change and in which `new` differs.
+
+    Where `new` leaves the number of classes to the data set (0), it does not differ there.
+    """
+    was, now = dict(flatten(old)), dict(flatten(new))
+    if now["model.num_classes"] == 0:
+        now["model.num_classes"] = was["model.num_classes"]
+    return [name for name in FIELDS if name not in CHANGEABLE and was[name] != now[name]]
+
+
+def with_num_classes(config: ConfigDict, number: int) -> ConfigDict:
+    """Return `config` with `number` classes where it leaves that to the data set (0).
+
+    Raises InputError where such a network is not possible.
+    """
+    if config.model.num_classes:
+        return config
+    found = config.copy_and_resolve_references()
+    found.model.num_classes = number
+    validate(found)
+    return found

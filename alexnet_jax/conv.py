@@ -165,6 +165,18 @@ def _images_at_a_time(batch: int, patches_bytes: int) -> int:
     return divisor if 2 * divisor >= most else most
 
 
+class ConvAndBias(nn.Conv):
+    """`flax.linen.Conv` that leaves adding the bias to its caller, with the same parameters."""
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the feature maps without the bias, and the bias, (features,) float32."""
+        feature_maps = super().__call__(x)
+        return feature_maps, self.param("bias", self.bias_init, (self.features,))
+
+
 class ConvLocal(nn.Module):
     """`flax.linen.ConvLocal` of images (batch, H, W, C), several times as fast.
 

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, parallel
+from alexnet_jax import data, fused, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import is_prepared, prepare
@@ -24,7 +24,7 @@ EVALUATIONS = ("evaluation", "test crops")  # as progress names them, in the ord
 
 def eval_steps(config: ConfigDict, sharding: parallel.Pmap | parallel.Split) -> list[Any]:
     """Return `eval_step` over all devices for the centre crop, and for ten crops."""
-    model = model_lib.from_config(config, sharding.column_axis)
+    model = model_lib.from_config(config, sharding.column_axis, fused.from_config(config))
     step = functools.partial(eval_step, model=model, config=config)
     return [sharding.map(functools.partial(step, ten_crop=ten)) for ten in (False, True)]
 
@@ -123,7 +123,8 @@ def evaluate_checkpoint(
     replicated = setting.sharding.replicate(state)
     result: dict[str, Any] = {"step": int(state.step)}
     number = 2 if test_crops else 1
-    steps = parallel.compiled(*lowered_eval_steps(setting, replicated)[:number])
+    lowered = lowered_eval_steps(setting, replicated)[:number]
+    steps = parallel.compiled(unsearched=lowered)
     for prefix, what, step in zip(("", "ten_crop_"), EVALUATIONS, steps, strict=False):
         metrics = validation_metrics(step, replicated, setting, what)
         assert metrics is not None  # no stop can be requested here

@@ -131,8 +131,14 @@ FIELDS = {
         lambda v: v is None or 1 <= v < 2**31,
         "an integer from 1 to 2147483647; by default num_epochs counts",
     ).means("training steps in place of num_epochs"),
+    "init_from": _path(True).means(
+        "run directory, checkpoint or weights file that a new run takes fitting layers from"
+    ),
     "dtype": _choice("float32", "bfloat16").means(
         "type the layers compute in; parameters and velocity stay float32"
+    ),
+    "fused_pooling": _flag().means(
+        "whether ReLU, normalization and pooling are one kernel on an NVIDIA GPU (docs/fused.md)"
     ),
     "parallel": _choice("pmap", "split").means(
         "'pmap': a whole network per device; 'split': a pair of devices divides the columns"
@@ -143,7 +149,7 @@ FIELDS = {
     "momentum": _fraction().means("of the velocity"),
     "weight_decay": _number(0).means("of all parameters that weight_decays does not name"),
     "lr_multipliers": _by_parameter("factors of their learning rate", 2.0).means(
-        "factors of the learning rate for parameters, by globs of their names"
+        "factors of the learning rate for parameters, by globs of their names; 0 freezes them"
     ),
     "weight_decays": _by_parameter("their weight decay", 0.0).means(
         "weight decay in place of weight_decay, by globs of names; the last match counts"
@@ -179,7 +185,9 @@ FIELDS = {
         float, lambda v: 1 < v <= LARGEST, f"a number above 1 and at most {LARGEST:g}"
     ).means("by which a rewind divides the learning rate"),
     "max_rewinds": _integer(1).means("rewinds before the run stops"),
-    "model.num_classes": _integer(2).means("outputs of the last layer"),
+    "model.num_classes": Field(
+        int, lambda v: v == 0 or 2 <= v < 2**31, "an integer from 2 to 2147483647, or 0"
+    ).means("outputs of the last layer; 0: as many as the data set has classes"),
     "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2").means(
         "columns of the network: 2 as on the paper's two GPUs (section 3.5)"
     ),
@@ -251,7 +259,12 @@ FIELDS = {
     "dataset.name": Field(str, bool, "a tfds name, 'folder' or 'digits'").means(
         "'folder', 'digits' (of scikit-learn) or a tensorflow-datasets name"
     ),
-    "dataset.path": _path(True).means("for name='folder': holds train/<class>/ and val/<class>/"),
+    "dataset.path": _path(True).means(
+        "for name='folder': holds train/<class>/ and val/<class>/, or <class>/ alone"
+    ),
+    "dataset.val_fraction": _inside().means(
+        "share of the images of a folder without train/ that is held out, by a hash of their names"
+    ),
     "dataset.data_dir": _path(False).means("where prepared data sets lie"),
     "dataset.image_size": _integer(1, 4096).means("side of the stored squares, in pixels"),
     "dataset.encoding": _choice("jpeg", "raw").means("how squares are stored"),
@@ -287,13 +300,14 @@ FIELDS = {
 }
 
 # What a resumed run may change: how long it is, how a batch is spread over devices and over time
-# (sums in another order), what it writes when, where the images lie, and what is done about
-# damaged ones.
+# (sums in another order), by which kernels it is computed, what it writes when, where the images
+# lie, and what is done about damaged ones.
 CHANGEABLE = frozenset(
     {
         "num_epochs",
         "num_steps",
         "accumulate_steps",
+        "fused_pooling",
         "parallel",
         "checkpoint_every_steps",
         "checkpoint_keep",
@@ -313,10 +327,13 @@ RENAMED = {"rate_factors": "lr_multipliers"}  # fields of configs of earlier ver
 # Fields that configs of earlier versions lack, with the value that those versions used.
 ADDED = {
     "accumulate_steps": 1,
+    "fused_pooling": False,
     "checkpoint_keep": 2,
+    "init_from": "",
     "on_nan": "stop",
     "rewind_divisor": 10.0,
     "max_rewinds": 3,
+    "dataset.val_fraction": 0.2,  # which a folder with train/ does not use; others were refused
 }
 
 

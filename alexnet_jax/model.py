@@ -1,7 +1,7 @@
 """AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012) as a Flax linen module."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from alexnet_jax.conv import ConvLocal, conv_general_dilated
+from alexnet_jax.conv import ConvAndBias, ConvLocal, conv_general_dilated
 from alexnet_jax.fields import STAGES
 from alexnet_jax.layers import wrong_length
 from alexnet_jax.ops import (
@@ -20,6 +20,8 @@ from alexnet_jax.ops import (
     overhang,
     spatial_response_norm,
 )
+
+LRN_STAGES = ("relu", "lrn", "max_pool")
 
 
 class AlexNet(nn.Module):
@@ -36,6 +38,8 @@ class AlexNet(nn.Module):
       dtype: the type the layers compute in. Parameters, the denominators of the normalizations and
         the logits are float32 whatever it is.
       column_axis: where given, this is one column of two, on a device of its own (below).
+      relu_pool: where given, fused.relu_pool: computes bias, ReLU, normalization and pooling of the
+        layers that have these stages, in one; not where 'intermediates' is mutable.
 
     `groups=2` gives the paper's two columns on one device: every convolution but conv1 and those in
     `cross_layers` reads the feature maps of its own column only, and so does the normalization if
@@ -86,6 +90,7 @@ class AlexNet(nn.Module):
     input_scale: float = 1.0
     dtype: Any = jnp.float32
     column_axis: str | None = None
+    relu_pool: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -115,6 +120,9 @@ class AlexNet(nn.Module):
         for i, name in enumerate(self.layers):
             if i and name in self.cross_layers:
                 x = self._both_columns(x)
+            if self._fuses(i):
+                x = self._fused(i, *self._convolution(i, name, x))
+                continue
             x = self._convolution(i, name, x)
             for stage in self.stages[i]:
                 x = self._note(f"{stage}{i + 1}", self._stage(stage, x))
@@ -132,7 +140,8 @@ class AlexNet(nn.Module):
             logits = _gather_for_the_same_loss(logits, self.column_axis)
         return logits.astype(jnp.float32)
 
-    def _convolution(self, i: int, name: str, x: jax.Array) -> jax.Array:
+    def _convolution(self, i: int, name: str, x: jax.Array) -> Any:
+        """Return the layer's output, or where what follows is fused that without bias, and it."""
         low, kernel, stride = self.padding[i], self.kernels[i], self.strides[i]
         over = [0, 0]
         if self.ceil_mode:
@@ -151,9 +160,32 @@ class AlexNet(nn.Module):
             return ConvLocal(**arguments)(x)
         reads_both = i == 0 or name in self.cross_layers or self.column_axis
         groups = 1 if reads_both else self.groups
-        return nn.Conv(
-            feature_group_count=groups, conv_general_dilated=conv_general_dilated, **arguments
-        )(x)
+        arguments |= {
+            "feature_group_count": groups,
+            "conv_general_dilated": conv_general_dilated,
+        }
+        return (ConvAndBias if self._fuses(i) else nn.Conv)(**arguments)(x)
+
+    def _fuses(self, i: int) -> bool:
+        """Return whether `relu_pool` computes what follows layer `i`."""
+        if self.relu_pool is None or self.is_initializing():
+            return False
+        if self.ceil_mode or self.layers[i].startswith("local"):
+            return False
+        if self.is_mutable_collection("intermediates"):
+            return False
+        normalizes = (self.lrn["n"], self.lrn["beta"]) == (5, 0.75)
+        return (
+            (self.stages[i] == ("relu", "max_pool") or self.stages[i] == LRN_STAGES and normalizes)
+            and (self.pool["window"], self.pool["stride"]) == (3, 2)
+            and self.features[i] // self._shares // self._norm_columns % 8 == 0
+        )
+
+    def _fused(self, i: int, x: jax.Array, bias: jax.Array) -> jax.Array:
+        assert self.relu_pool is not None
+        lrn = (self.lrn["k"], self.lrn["alpha"]) if "lrn" in self.stages[i] else None
+        x = self.relu_pool(x, bias, lrn=lrn, columns=self._norm_columns)
+        return self._note(f"max_pool{i + 1}", x)
 
     def _stage(self, stage: str, x: jax.Array) -> jax.Array:
         pool = {"window": self.pool["window"], "stride": self.pool["stride"]}
@@ -173,9 +205,9 @@ class AlexNet(nn.Module):
 
     def _lrn(self, x: jax.Array) -> jax.Array:
         constants = {c: self.lrn[c] for c in ("k", "n", "alpha", "beta")}
-        if self.groups == 1 or self.column_axis or not self.lrn["within_groups"]:
+        if self._norm_columns == 1:
             return local_response_norm(x, **constants)
-        columns = x.reshape(*x.shape[:-1], self.groups, -1)
+        columns = x.reshape(*x.shape[:-1], self._norm_columns, -1)
         return local_response_norm(columns, **constants).reshape(x.shape)
 
     def _dense(self, i: int, width: int, x: jax.Array) -> jax.Array:
@@ -211,6 +243,11 @@ class AlexNet(nn.Module):
     def _shares(self) -> int:
         """Over how many devices each layer's outputs are divided."""
         return self.groups if self.column_axis else 1
+
+    @property
+    def _norm_columns(self) -> int:
+        """Into how many parts, normalized apart, the channels on a device fall."""
+        return self.groups if self.lrn["within_groups"] and not self.column_axis else 1
 
     def _both_columns(self, x: jax.Array) -> jax.Array:
         if self.column_axis is None:
@@ -253,6 +290,15 @@ def _gather_bwd(axis_name: str, width: int, g: jax.Array) -> tuple[jax.Array]:
 _gather_for_the_same_loss.defvjp(_gather_fwd, _gather_bwd)
 
 
-def from_config(config: ConfigDict, column_axis: str | None = None) -> AlexNet:
+def from_config(
+    config: ConfigDict,
+    column_axis: str | None = None,
+    relu_pool: Callable[..., jax.Array] | None = None,
+) -> AlexNet:
     """Return the network that `config.model` and `config.dtype` describe, or a column of it."""
-    return AlexNet(**config.model.to_dict(), dtype=jnp.dtype(config.dtype), column_axis=column_axis)
+    return AlexNet(
+        **config.model.to_dict(),
+        dtype=jnp.dtype(config.dtype),
+        column_axis=column_axis,
+        relu_pool=relu_pool,
+    )

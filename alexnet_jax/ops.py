@@ -65,9 +65,8 @@ def _check_norm(name, x, n, axes):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _lrn(x, k, n, alpha, beta, axes):
-    wide = _at_least_float32(x)
-    _, scale = _lrn_denominator(wide, k, n, alpha, beta, axes)
-    return (wide * scale).astype(x.dtype)
+    _, scale = _lrn_denominator(x, k, n, alpha, beta, axes)
+    return (_at_least_float32(x) * scale).astype(x.dtype)
 
 
 def _lrn_fwd(x, k, n, alpha, beta, axes):
@@ -76,11 +75,12 @@ def _lrn_fwd(x, k, n, alpha, beta, axes):
 
 def _lrn_bwd(k, n, alpha, beta, axes, x, g):
     """dx_i = g_i d_i^-beta - 2 alpha beta x_i sum_{j : i in window(j)} g_j y_j / d_j."""
-    wide = _at_least_float32(_again(x))
-    d, scale = _lrn_denominator(wide, k, n, alpha, beta, axes)
-    direct = _at_least_float32(g) * scale
+    x = _again(x)
+    d, scale = _lrn_denominator(x, k, n, alpha, beta, axes)
+    wide, direct = _at_least_float32(x), _at_least_float32(g) * scale
     # i lies in the windows of i - (n-1)//2 to i + n//2: mirrored, if n is even.
-    through_d = _window_sum(direct * wide / d, axes, before=(n - 1) // 2, after=n // 2)
+    mirrored = {"before": (n - 1) // 2, "after": n // 2, "narrow": x.dtype != wide.dtype}
+    through_d = _window_sum(direct * wide / d, axes, **mirrored)
     return ((direct - 2 * alpha * beta * wide * through_d).astype(x.dtype),)
 
 
@@ -89,7 +89,9 @@ _lrn.defvjp(_lrn_fwd, _lrn_bwd)
 
 def _lrn_denominator(x, k, n, alpha, beta, axes):
     """Return d and d^-beta."""
-    d = k + alpha * _window_sum(x * x, axes, before=n // 2, after=(n - 1) // 2)
+    wide = _at_least_float32(x)
+    window = {"before": n // 2, "after": (n - 1) // 2, "narrow": x.dtype != wide.dtype}
+    d = k + alpha * _window_sum(wide * wide, axes, **window)
 
     # Not d**-beta: on a CPU XLA's general power takes as long as all the rest of the forward pass.
     def power(d):
@@ -110,15 +112,36 @@ def _again(x):
     return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
-def _window_sum(v, axes, *, before, after):
-    """Return the sum of v over i - before to i + after on each of axes, zeros beyond the ends."""
+def _window_sum(v, axes, *, before, after, narrow):
+    """Return the sum of v over i - before to i + after on each of axes, zeros beyond the ends.
+
+    On a TPU shifted channels would be separate passes over memory. A matrix product with a band of
+    ones is one, and takes its neighbours in. `narrow` says that v comes from, or goes to, a type
+    below float32: then three passes of the matrix unit do, exactly so for squares of bfloat16.
+    """
+    shifted = partial(_shifted_sum, axes=axes, before=before, after=after)
+    if axes != (-1,):
+        return shifted(v)
+    precision = lax.Precision.HIGH if narrow else lax.Precision.HIGHEST
+    banded = partial(_banded_sum, before=before, after=after, precision=precision)
+    return lax.platform_dependent(v, tpu=banded, default=shifted)
+
+
+def _banded_sum(v, *, before, after, precision):
+    channel = np.arange(v.shape[-1])
+    offset = channel[:, None] - channel
+    band = jnp.asarray((-before <= offset) & (offset <= after), v.dtype)
+    return jnp.matmul(v, band, precision=precision)
+
+
+def _shifted_sum(v, *, axes, before, after):
     for axis in axes:
         size = v.shape[axis]
         low, high = min(before, size), min(after, size)
         border = [(0, 0)] * v.ndim
         border[axis] = (low, high)
         padded = jnp.pad(v, border)
-        # Shifted slices fuse with what follows; lax.reduce_window and a banded matrix do not.
+        # On CPUs and GPUs these fuse with what follows; lax.reduce_window and a band do not.
         shifts = range(low + high + 1)
         v = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in shifts)
     return v
@@ -136,7 +159,8 @@ def max_pool(
 
     The gradient of an output goes to the maximum of its window, of equal ones to the first in
     row-major order, as in XLA and PyTorch (cuda-convnet credits each of them). A NaN counts as
-    larger than any number: its windows give NaN, and their gradient goes to the first NaN.
+    larger than any number: its windows give NaN, and their gradient goes to the first NaN (on a TPU
+    to any pixel of the window).
 
     Raises ValueError if window or stride is below 1, x has no H, W, C, the window does not fit, or
     with `ceil_mode` the stride is larger than it (a square could then lie wholly outside).
@@ -187,11 +211,25 @@ def overhang(side: int, window: int, stride: int) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, stride, size):
-    return reduce(jnp.maximum, _window_parts(x, window, stride, size))
+    def of_parts(x):
+        return reduce(jnp.maximum, _window_parts(x, window, stride, size))
+
+    whole = partial(_max_pool_of_xla, window=window, stride=stride)
+    return lax.platform_dependent(x, tpu=whole, default=of_parts)
+
+
+def _max_pool_of_xla(x, window, stride):
+    """Return the pooling that a TPU has instructions for, with the gradient."""
+    lead = (1,) * (x.ndim - 3)
+    sizes, strides = (*lead, window, window, 1), (*lead, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, sizes, strides, "VALID")
 
 
 def _max_pool_fwd(x, window, stride, size):
-    """Return y and the place in its window where each y came from, row * pitch + column."""
+    """Return y, and x and the place in its window where each y came from, row * pitch + column.
+
+    The backward pass reads x on a TPU and the places elsewhere; what is not read is not kept.
+    """
     y = _max_pool(x, window, stride, size)
     pitch = _pitch(window, stride)
     places = [row * pitch + column for row, column in product(range(window), repeat=2)]
@@ -199,10 +237,21 @@ def _max_pool_fwd(x, window, stride, size):
     # Last to first, so that of several equal maxima the first is the one that stays.
     for place, part in zip(places[::-1], _window_parts(x, window, stride, size)[::-1], strict=True):
         first = jnp.where((part == y) | jnp.isnan(part), first.dtype.type(place), first)
-    return y, first
+    return y, (x, first)
 
 
-def _max_pool_bwd(window, stride, size, first, g):
+def _max_pool_bwd(window, stride, size, saved, g):
+    def of_places(x, first, g):
+        return _max_pool_gradient(first, g, window, stride, size)
+
+    def of_xla(x, first, g):
+        whole = partial(_max_pool_of_xla, window=window, stride=stride)
+        return jax.vjp(whole, x)[1](g)[0]
+
+    return (lax.platform_dependent(*saved, g, tpu=of_xla, default=of_places),)
+
+
+def _max_pool_gradient(first, g, window, stride, size):
     """Let each pixel look up which of the windows over it chose it: no scatter.
 
     Pixels are laid out as blocks of stride by stride, one at each window's upper left corner. The
@@ -229,7 +278,7 @@ def _max_pool_bwd(window, stride, size, first, g):
         chosen = seen_from_blocks(first, a, b) == place
         dx += jnp.where(chosen, seen_from_blocks(g_wide, a, b), 0)
     dx = dx.reshape(*g.shape[:-3], down * stride, right * stride, g.shape[-1])
-    return (dx[..., : size[0], : size[1], :].astype(g.dtype),)
+    return dx[..., : size[0], : size[1], :].astype(g.dtype)
 
 
 _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)

@@ -101,6 +101,23 @@ def learning_rates(config: ConfigDict, step: Any, scale: Any, num_train: int, pa
     )
 
 
+def trained(config: ConfigDict, params: Any) -> Any:
+    """Return `params`, constant for a gradient where `config.lr_multipliers` freezes them.
+
+    A factor of 0 does: such a parameter keeps its value, whatever the weight decay. No gradient is
+    computed for it, and none below the first layer that is trained.
+    """
+
+    def one(path: Any, w: Any) -> Any:
+        name = _name(path)
+        frozen = any(
+            f == 0 and fnmatch.fnmatchcase(name, names) for names, f in config.lr_multipliers
+        )
+        return jax.lax.stop_gradient(w) if frozen else w
+
+    return jax.tree.map_with_path(one, params)
+
+
 def weight_decays(config: ConfigDict, params: Any) -> Any:
     """Return the weight decay of every parameter, a tree like `params`.
 

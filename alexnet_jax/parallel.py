@@ -5,7 +5,7 @@ DATA over the shares; they do not depend on the number of devices.
 """
 
 import concurrent.futures
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -157,10 +157,17 @@ def sharding(config: ConfigDict) -> Pmap | Split:
     return chosen
 
 
-def compiled(*lowered: Any) -> list[Any]:
-    """Return `lowered` programs compiled, side by side."""
-    with concurrent.futures.ThreadPoolExecutor(len(lowered)) as pool:
-        return list(pool.map(lambda each: each.compile(), lowered))
+def compiled(*lowered: Any, unsearched: Sequence[Any] = ()) -> list[Any]:
+    """Return the `lowered` programs compiled, and the `unsearched` after them, side by side.
+
+    On a GPU XLA times many ways of each convolution and of each fusion, which is most of a minute.
+    A program that is `unsearched` gets XLA's first choices instead, the same ones in every run.
+    """
+    # On other devices the option has no effect, but would compile what is kept of earlier runs.
+    quick = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
+    programs = [(each, None) for each in lowered] + [(each, quick) for each in unsearched]
+    with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
+        return list(pool.map(lambda program: program[0].compile(program[1]), programs))
 
 
 def round_up(batch_size: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import fused, parallel
+from alexnet_jax.config import with_num_classes
 from alexnet_jax.data import Dataset, device_cache, open_dataset
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import Stop, StopRequest, free_bytes
@@ -20,7 +21,7 @@ class Setting:
     """What does not change while a network is trained or evaluated.
 
     Attributes:
-      config: valid.
+      config: valid; with the number of classes, also where the recipe leaves it to the data set.
       dataset: prepared and open.
       sharding: over the devices.
       stop: polled between batches; by default one that nobody requests.
@@ -40,15 +41,18 @@ def open_setting(config: ConfigDict) -> Setting:
     """Return data and devices for training `config`, the data prepared where they are not.
 
     Raises:
-      InputError: the config does not fit the devices or their memory, or the data do not exist or
-        have another number of classes.
+      InputError: the config does not fit the devices or their memory, what config.fused_pooling
+        needs is missing, or the data do not exist or have another number of classes.
     """
+    if config.fused_pooling:
+        fused.refuse_missing()
     sharding = parallel.sharding(config)
     _refuse_too_large(config, sharding)
     num_classes = config.model.num_classes
     directory = prepare(config.dataset, num_classes=num_classes)
     dataset = open_dataset(directory, config.dataset.on_error)
     check_classes(num_classes, dataset.class_names, config.dataset.name)
+    config = with_num_classes(config, len(dataset.class_names))
     if config.dataset.cache == "device":
         device_cache.refuse_too_large(dataset, sharding.shares)
     return Setting(config, dataset, sharding)

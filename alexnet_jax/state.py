@@ -1,10 +1,12 @@
 """Everything a training step needs besides its batch, and everything a checkpoint holds."""
 
+import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -33,11 +35,15 @@ class TrainState:
         return Statistics(self.mean_image, self.colour)
 
 
-def create_state(config: ConfigDict, statistics: Statistics) -> TrainState:
-    """Return the state before the first step: parameters drawn by `config.seed`, no velocity."""
-    crop = config.augment.crop
-    variables = model_lib.from_config(config).init(init_key(config), jnp.zeros((1, crop, crop, 3)))
-    params = variables["params"]
+def create_state(
+    config: ConfigDict, statistics: Statistics, words: jax.Array | None = None
+) -> TrainState:
+    """Return the state before the first step: parameters drawn by the seed, no velocity.
+
+    `words` as for `step_key`.
+    """
+    crop, (key, _) = config.augment.crop, jax.random.split(_seed_key(config, words))
+    params = model_lib.from_config(config).init(key, jnp.zeros((1, crop, crop, 3)))["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -49,8 +55,8 @@ def create_state(config: ConfigDict, statistics: Statistics) -> TrainState:
 
 
 def initial_state(config: ConfigDict, statistics: Statistics) -> TrainState:
-    """Return `create_state`, computed by one program on one device."""
-    return jax.jit(lambda: create_state(config, statistics))()
+    """Return `create_state`, computed by one program on one device, the same for all seeds."""
+    return jax.jit(functools.partial(create_state, config))(statistics, seed_words(config))
 
 
 def abstract_state(config: ConfigDict) -> TrainState:
@@ -60,11 +66,19 @@ def abstract_state(config: ConfigDict) -> TrainState:
     return jax.eval_shape(lambda: create_state(config, zeros))
 
 
-def init_key(config: ConfigDict) -> jax.Array:
-    """Return the key of the parameters' initial values."""
-    return jax.random.split(jax.random.key(config.seed))[0]
+def seed_words(config: ConfigDict) -> np.ndarray:
+    """Return the key of `config.seed` as (2,) uint32, an input of programs for any seed."""
+    return np.asarray(jax.random.key_data(jax.random.key(config.seed)))
 
 
-def step_key(config: ConfigDict, step: jax.Array) -> jax.Array:
-    """Return the key of everything random in training step `step`."""
-    return jax.random.fold_in(jax.random.split(jax.random.key(config.seed))[1], step)
+def step_key(config: ConfigDict, step: jax.Array, words: jax.Array | None = None) -> jax.Array:
+    """Return the key of everything random in training step `step`.
+
+    It is derived from `words`, the `seed_words`, or without them from `config.seed`, which then is
+    a constant of the program.
+    """
+    return jax.random.fold_in(jax.random.split(_seed_key(config, words))[1], step)
+
+
+def _seed_key(config: ConfigDict, words: jax.Array | None) -> jax.Array:
+    return jax.random.key(config.seed) if words is None else jax.random.wrap_key_data(words)

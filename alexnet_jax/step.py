@@ -27,15 +27,17 @@ def train_step(
     """Return the state after one update, and the metrics of the batch before it.
 
     The function of one device, under the axis parallel.DATA. `batch` holds this device's rows:
-    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes these of.
-    Shares are equal, and so are the `config.accumulate_steps` parts of each, so that means of means
-    are means over the global batch. `num_train`, the number of training examples, says which epoch
+    `image` (rows, size, size, 3) uint8 and `label` (rows,) int32, or what `lookup` makes these of,
+    and `seed_words` (2,) of the state's module where one program is for all seeds. Shares are
+    equal, and so are the `config.accumulate_steps` parts of each, so that means of means are means
+    over the global batch. `num_train`, the number of training examples, says which epoch
     a step is in. The metrics are scalars, finite and equal on all devices; every one of them is
     logged.
     """
     rows = lookup(batch)
     rows = rows | {"id": parallel.example_ids(len(rows["label"]))}
-    augment_key, dropout_key = jax.random.split(step_key(config, state.step))
+    key = step_key(config, state.step, batch.get("seed_words"))
+    augment_key, dropout_key = jax.random.split(key)
     colour_on = _colour_on(config, state.step, num_train)
 
     def loss(params: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -43,6 +45,7 @@ def train_step(
             augment_key, rows["id"], rows["image"], state.statistics, config.augment, colour_on
         )
         rngs = {"dropout": dropout_key}
+        params = optim.trained(config, params)
         logits: Any = model.apply(
             {"params": params}, images, train=True, example_ids=rows["id"], rngs=rngs
         )
@@ -129,7 +132,7 @@ def lookup(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     others, and the sums are dealt out: bytes are moved once, and none is rounded.
     """
     if "record" not in batch:
-        return batch
+        return {"image": batch["image"], "label": batch["label"]}
     image, label = batch["cached_image"], batch["cached_label"]
     records = jax.lax.all_gather(batch["record"], parallel.DATA, tiled=True)
     own = records - jax.lax.axis_index(parallel.DATA) * len(label)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
-from alexnet_jax import data, optim, parallel
+from alexnet_jax import data, exchange, fused, optim, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import NotFinite
 from alexnet_jax.evaluate import EVALUATIONS, lowered_eval_steps, validation_metrics
@@ -32,7 +33,7 @@ from alexnet_jax.rundir import (
     versions,
 )
 from alexnet_jax.setting import Setting, open_setting
-from alexnet_jax.state import TrainState, abstract_state
+from alexnet_jax.state import TrainState, abstract_state, seed_words
 from alexnet_jax.step import train_step
 
 
@@ -94,12 +95,17 @@ def train_and_evaluate(
     workdir, primary = pathlib.Path(workdir), jax.process_index() == 0  # of several one writes
     config_lib.validate(config)
     resume.check(workdir, config)
+    if config.init_from and resume.begins(workdir):
+        # Before the data are prepared, which may say how many classes there are: 2 stand in for it.
+        exchange.check(config_lib.with_num_classes(config, 2))
     setting = open_setting(config)
+    config = setting.config  # with the number of classes, where it was not given
+    resume.check(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     lock = resume.locked(workdir) if primary else contextlib.nullcontext()
     with lock, Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
         rewinds = processes.from_first(resume.rewinds(workdir))
-        state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
+        state, record = _begin(setting, workdir, checkpoints, rewinds)
         if primary:
             config_lib.save(config, workdir / "config.json")
         if finished := _finished(setting, workdir, int(state.step)):
@@ -120,9 +126,7 @@ def train_and_evaluate(
                 except NotFinite as error:
                     rewinds = record.rewinds + 1
                     rewind_or_stop(config, workdir, error, rewinds, checkpoints)
-                    state, record = resume.begin(
-                        config, workdir, setting.dataset, checkpoints, rewinds
-                    )
+                    state, record = _begin(setting, workdir, checkpoints, rewinds)
             if primary and result is not None:
                 config_lib.write_json(result, workdir / "result.json")
     return result
@@ -134,13 +138,24 @@ class Programs(NamedTuple):
     Attributes:
       train: the training step, (state, batch) -> (state, metrics), which donates the state.
       evaluate, ten_crop: (state, batch) -> sums of metrics.
-      cached: the training set where it lies on the devices, else empty: a part of each batch.
+      cached: a part of each batch that lies on the devices: see `cached_rows`.
     """
 
     train: Any
     evaluate: Any
     ten_crop: Any
     cached: dict[str, jax.Array]
+
+
+def _begin(
+    setting: Setting, workdir: pathlib.Path, checkpoints: Checkpoints, rewinds: int
+) -> tuple[TrainState, RunRecord]:
+    """Return `resume.begin`, with the weights of `config.init_from` where the run is new."""
+    config = setting.config
+    state, record = resume.begin(config, workdir, setting.dataset, checkpoints, rewinds)
+    if config.init_from and int(state.step) == 0:
+        state = exchange.initialised(state, config)
+    return state, record
 
 
 def _run(
@@ -288,8 +303,9 @@ def compile_programs(setting: Setting, state: TrainState) -> Programs:
     began = time.perf_counter()
     dataset.decoders().start()  # they get ready while the programs are compiled
     replicated, cached = setting.sharding.replicate(state), cached_rows(setting)
-    lowered = lowered_step(setting, replicated, cached), *lowered_eval_steps(setting, replicated)
-    train, centre, ten_crop = parallel.compiled(*lowered)
+    step = lowered_step(setting, replicated, cached)
+    evaluations = lowered_eval_steps(setting, replicated)
+    train, centre, ten_crop = parallel.compiled(step, unsearched=evaluations)
     print(f"compiled in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     processes.meet()
     [on_devices] = data.to_devices([cached], train.input_shardings[0][1])
@@ -304,22 +320,31 @@ def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) ->
     config, dataset, sharding = setting.config, setting.dataset, setting.sharding
     step = functools.partial(
         train_step,
-        model=model_lib.from_config(config, sharding.column_axis),
+        model=model_lib.from_config(config, sharding.column_axis, fused.from_config(config)),
         config=config,
         num_train=dataset.num_train,
     )
     rows = config.batch_size // jax.process_count()
-    blank = data.blank_batch(dataset, rows, kind="records" if cached else "train")
+    blank = data.blank_batch(dataset, rows, kind="records" if _on_device(config) else "train")
     batch = cached | sharding.shard(blank)
     return sharding.map(step, updates_state=True).lower(state, batch)
 
 
 def cached_rows(setting: Setting) -> dict[str, Any]:
-    """Return this process's rows of the training set for `dataset.cache=device`, else nothing."""
-    if setting.config.dataset.cache != "device":
-        return {}
-    rows = data.device_cache.cached_rows(setting.dataset, setting.sharding.shares)
+    """Return this process's rows of what every batch has.
+
+    That is the seed, so that it is no constant of the program, which the compilation cache then
+    has for other seeds too; and for `dataset.cache=device` the training set.
+    """
+    config, shares = setting.config, setting.sharding.shares
+    rows = {"seed_words": np.tile(seed_words(config), shares // jax.process_count())}
+    if _on_device(config):
+        rows |= data.device_cache.cached_rows(setting.dataset, shares)
     return setting.sharding.shard(rows)
+
+
+def _on_device(config: ConfigDict) -> bool:
+    return config.dataset.cache == "device"
 
 
 def train_batches(
@@ -330,7 +355,7 @@ def train_batches(
     `step` is compiled, and `cached` is a part of each batch.
     """
     config, dataset = setting.config, setting.dataset
-    read = data.train_records if cached else data.train_batches
+    read = data.train_records if _on_device(config) else data.train_batches
     rows = read(
         dataset,
         seed=config.seed,

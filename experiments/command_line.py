@@ -126,7 +126,8 @@ def field(override: str) -> str:
 
 def without_places(overrides: Iterable[str]) -> list[str]:
     """Return `overrides` without paths, which do not belong in a result."""
-    return [o for o in overrides if field(o) not in ("dataset.path", "dataset.data_dir")]
+    places = ("dataset.path", "dataset.data_dir", "init_from")
+    return [o for o in overrides if field(o) not in places]
 
 
 def main(experiment: Callable[[], int]) -> NoReturn:

@@ -7,7 +7,8 @@ import tempfile
 
 from tests import runs
 
-os.environ |= runs.cpu_devices(8, quick=False)  # before JAX is imported, which reads them then
+if runs.ON_DEVICE not in os.environ:  # with it `-m numerics` runs on JAX's default backend
+    os.environ |= runs.cpu_devices(8, quick=False)  # before JAX is imported, which reads them then
 # Half of the time is compiling, and other processes compile many of the same programs.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the variable
     _cache = tempfile.TemporaryDirectory(prefix="alexnet_jax_tests_")
@@ -27,6 +28,21 @@ from tests.prepared import make_folder
 def pytest_configure(config):
     """Generate all cases of test_fuzz_*.py if slow tests run as well, and a tenth otherwise."""
     generated.share = 0.1 if config.option.markexpr == "not slow" else 1.0
+
+
+# Which compare in this process what a device computes with a reference.
+NUMERICS = {
+    *("test_norms.py", "test_pools.py", "test_conv.py", "test_conv_local.py", "test_ops.py"),
+    *("test_network.py", "test_model.py", "test_augment.py", "test_optim.py"),
+    "test_device_cache.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of numerics."""
+    for item in items:
+        if item.path.name in NUMERICS:
+            item.add_marker("numerics")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -33,6 +33,11 @@ def cotangent(shape, dtype="float32", seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(0, 1, shape), dtype)
 
 
+def as_on_a_tpu(*operands, default, **ways):
+    """Choose as lax.platform_dependent does on a TPU."""
+    return ways.get("tpu", default)(*operands)
+
+
 @partial(jax.jit, static_argnums=0)
 def value_and_vjp(op, x, g):
     """Return op(x) and the gradient of sum(g * op(x))."""

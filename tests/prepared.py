@@ -17,6 +17,7 @@ def config(data_dir, name="folder", path="", **fields):
     defaults = {
         "name": name,
         "path": str(path),
+        "val_fraction": 0.2,
         "data_dir": str(data_dir),
         "image_size": 8,
         "encoding": "raw",

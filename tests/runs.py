@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 ROOT = pathlib.Path(__file__).parent.parent
+ON_DEVICE = "ALEXNET_JAX_TESTS_ON_DEVICE"  # see experiments/paper/numerics.py
 
 # Each kind of layer of the quickstart on digits, as narrow as they can be, conv3 crossing columns.
 FIELDS = {

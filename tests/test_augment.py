@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import augment
 from tests.agreement import agree
+from tests.operations import as_on_a_tpu
 
 SIZE, CROP = 12, 8
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)
@@ -70,6 +71,15 @@ def test_every_crop_is_a_window_and_every_window_occurs():
     expected = 2000 / counts.size
     # chi-squared with 49 degrees of freedom: mean 49, standard deviation 10
     assert ((counts - expected) ** 2 / expected).sum() < 49 + 4 * 10
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"flip": False}, {"mean_crop": "centre"}, {"crop": SIZE}, {"crop": 7}]
+)
+def test_a_tpu_gets_the_same_crops_to_the_bit(changed, monkeypatch):
+    here = _crops(**changed)
+    monkeypatch.setattr(jax.lax, "platform_dependent", as_on_a_tpu)
+    np.testing.assert_array_equal(_crops(**changed), here)
 
 
 def test_without_flip_nothing_is_reflected():

@@ -16,17 +16,16 @@ from alexnet_jax.fields import FIELDS
 from alexnet_jax.prepare import prepare
 from alexnet_jax.rundir import resume
 from configs import alexnet, alexnet_two_device
+from tests import recipes
 from tests.runs import within
 
-RECIPES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem != "__init__")
 
-
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_is_valid(name):
-    config_lib.validate(importlib.import_module(f"configs.{name}").get_config())
+    config_lib.validate(recipes.of_name(name))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_typo_in_a_recipes_fields_raises_where_it_is_made(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     groups = [value for value in config.model.values() if isinstance(value, ConfigDict)]
@@ -57,6 +56,9 @@ def test_the_default_recipe_has_every_field():
     ("field", "value"),
     [
         ("seed", -1),
+        ("model.num_classes", 1),
+        ("dataset.val_fraction", 0.0),
+        ("dataset.val_fraction", 1.0),
         ("batch_size", 0),
         ("batch_size", True),
         ("num_steps", 0),
@@ -204,9 +206,9 @@ def test_rules_without_effect_are_refused(changes, message):
         config_lib.validate(config)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_config_is_read_from_its_file_unchanged(tmp_path, name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = recipes.of_name(name)
     config.num_steps = 7
     config_lib.save(config, tmp_path / "config.json")
     assert config_lib.load(tmp_path / "config.json").to_dict() == config.to_dict()
@@ -226,6 +228,29 @@ def test_a_run_is_resumed_only_with_its_own_config(tmp_path):
     new.model.dropout = 0.3
     with pytest.raises(InputError, match=r"model\.dropout=0\.5 \(now 0\.3\)"):
         config_lib.refuse_changes(old, new, tmp_path)
+
+
+def test_a_number_of_classes_that_is_left_to_the_data_is_that_of_the_run(tmp_path):
+    old, new = alexnet.get_config(), alexnet.get_config()
+    new.model.num_classes = 0
+    config_lib.validate(new)
+    config_lib.refuse_changes(old, new, tmp_path)
+    found = config_lib.with_num_classes(new, 7)
+    assert (found.model.num_classes, new.model.num_classes) == (7, 0)
+    with pytest.raises(InputError, match=r"model\.num_classes=1000 \(now 7\)"):
+        config_lib.refuse_changes(old, found, tmp_path)
+    assert config_lib.with_num_classes(old, 7).model.num_classes == 1000
+    halved = alexnet_two_device.get_config()
+    halved.model.num_classes = 0
+    config_lib.validate(halved)
+    with pytest.raises(InputError, match=r"num_classes=7 is odd; take parallel='pmap'"):
+        config_lib.with_num_classes(halved, 7)
+
+
+def test_a_config_of_an_earlier_version_gets_what_that_version_did(config):
+    old = config.to_dict()
+    del old["dataset"]["val_fraction"], old["on_nan"]
+    assert config_lib.from_dict(old).to_dict() == config_lib.from_dict(config.to_dict()).to_dict()
 
 
 def test_a_pipe_instead_of_a_file_of_the_run_is_refused_without_waiting(tmp_path):

@@ -37,6 +37,7 @@ def _base(name):
 def _trace(config):
     """Trace a training step and both evaluations over the devices, without computing."""
     sharding = parallel.sharding(config)
+    config = config_lib.with_num_classes(config, 10)
     rows, size = config.batch_size // sharding.shares, config.dataset.image_size
     state = abstract_state(config)
     shape = (config.batch_size,)

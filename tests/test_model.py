@@ -1,7 +1,6 @@
 """The network: shapes, counts, columns, initial values, and dropout per example."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from alexnet_jax import model as model_lib
 from alexnet_jax.inspect import summary
 from alexnet_jax.layers import walk
 from configs import alexnet, alexnet_2012_code, alexnet_two_device
-from tests.runs import ROOT
+from tests import recipes
 
-RECIPES = [path.stem for path in sorted((ROOT / "configs").glob("[!_]*.py"))]
 SMALL = {"features": (8, 16, 16, 16, 8), "hidden": (32, 32), "num_classes": 10}
 
 
@@ -96,10 +94,10 @@ def test_the_summary_shows_the_published_totals(recipe, totals):
     assert summary(recipe.get_config()).splitlines()[-1].split() == ["total", *totals]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes.NAMES)
 def test_the_walk_over_the_layers_describes_the_network(recipe):
     """Compares outputs and kernels with the shapes that Flax traces."""
-    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config = recipes.of_name(recipe)
     crop = config.augment.crop
     variables = jax.eval_shape(
         lambda: model_lib.from_config(config).init(

@@ -17,6 +17,7 @@ from tests.operations import (
     ROUNDING,
     SPATIAL,
     activations,
+    as_on_a_tpu,
     bytes_kept,
     central_differences,
     cotangent,
@@ -52,9 +53,22 @@ class TestLocalResponseNorm:
 
     @pytest.mark.parametrize("constants", [LRN, OTHER_LRN])
     def test_what_is_computed_on_other_devices_agrees_too(self, constants, monkeypatch):
-        monkeypatch.setattr(lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+        monkeypatch.setattr(lax, "platform_dependent", lambda *x, default, **_: default(*x))
         self.check((3, 37), "float32", 1e-6, 1e-5, **constants)  # a shape of no other test
         self.check((3, 38), "bfloat16", ROUNDING["bfloat16"], ROUNDING["bfloat16"], **constants)
+
+    @pytest.mark.parametrize("n", [1, 4, 5, 1000])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_what_is_computed_on_a_tpu_agrees_too(self, n, dtype, monkeypatch):
+        monkeypatch.setattr(lax, "platform_dependent", as_on_a_tpu)
+        relative = ROUNDING.get(dtype, 1e-5)
+        self.check((3, 17), dtype, relative, relative, **OTHER_LRN | {"n": n})
+
+    @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+    def test_only_on_a_tpu_channels_are_summed_by_matrix_products(self, platform):
+        traced = jax.jit(jax.grad(lambda x: lrn()(x).sum())).trace(jnp.ones((3, 9)))
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("dot_general" in program) == (platform == "tpu")
 
     @pytest.mark.parametrize(("platform", "elsewhere"), [("cpu", False), ("cuda", True)])
     def test_off_the_cpu_d_is_computed_again_and_its_power_by_roots(self, platform, elsewhere):

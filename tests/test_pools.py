@@ -1,6 +1,7 @@
 """The poolings."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tests.agreement import agree, agree_each
 from tests.operations import (
     ROUNDING,
     WINDOWS,
+    as_on_a_tpu,
     bytes_kept,
     central_differences,
     cotangent,
@@ -113,8 +115,34 @@ class TestMaxPool:
         assert dx[0, 0, 0] == 1
         assert dx.sum() == 1
 
-    def test_backward_keeps_one_byte_an_output(self):
-        assert bytes_kept(max_pool, (2, 9, 9, 3)) == 2 * 4 * 4 * 3
+    def test_backward_reads_one_byte_an_output(self):
+        """And the input only on a TPU: what is not read is not kept in a compiled step."""
+        x, g = cotangent((2, 9, 9, 3)), cotangent((2, 4, 4, 3))
+        vjp = jax.jit(lambda x: jax.vjp(max_pool, x)[1])(x)
+        no_input = jax.tree.map(lambda v: v * jnp.nan if v.dtype == x.dtype else v, vjp)
+        gradient = jax.jit(lambda vjp, g: vjp(g)[0])
+        np.testing.assert_array_equal(gradient(no_input, g), gradient(vjp, g))
+        assert bytes_kept(max_pool, x.shape) == x.nbytes + 2 * 4 * 4 * 3
+
+    @pytest.mark.parametrize(
+        ("window", "stride", "ceil_mode"), [(3, 2, False), (2, 3, False), (3, 2, True)]
+    )
+    def test_what_is_computed_on_a_tpu_agrees_too(self, window, stride, ceil_mode, monkeypatch):
+        x = jnp.asarray(np.random.default_rng(2).integers(0, 3, self.SHAPE), jnp.float32)
+        rounded = math.ceil if ceil_mode else math.floor
+        g = cotangent(pooled_shape(self.SHAPE, window, stride, rounded))
+        y, dx = value_and_vjp(pool(window, stride, ceil_mode), x, g)
+        monkeypatch.setattr(lax, "platform_dependent", as_on_a_tpu)
+        op = partial(max_pool, window=window, stride=stride, ceil_mode=ceil_mode)  # traced anew
+        y_there, dx_there = value_and_vjp(op, x, g)
+        np.testing.assert_array_equal(y_there, y)
+        np.testing.assert_allclose(dx_there, dx, 1e-6, 1e-6)
+
+    @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+    def test_only_a_tpu_scatters(self, platform):
+        traced = jax.jit(jax.grad(lambda x: max_pool(x).sum())).trace(jnp.ones((3, 9, 9, 1)))
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("select_and_scatter" in program) == (platform == "tpu")
 
     @pytest.mark.parametrize(
         ("shape", "window", "stride", "message"),

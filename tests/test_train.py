@@ -19,8 +19,14 @@ from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint, lowered_eval_steps, validation_metrics
 from alexnet_jax.rundir import RunRecord, checkpoint
 from alexnet_jax.setting import Setting
-from alexnet_jax.state import abstract_state, create_state, initial_state, step_key
-from alexnet_jax.train import train_and_evaluate, train_step
+from alexnet_jax.state import (
+    abstract_state,
+    create_state,
+    initial_state,
+    seed_words,
+    step_key,
+)
+from alexnet_jax.train import cached_rows, lowered_step, train_and_evaluate, train_step
 from configs import alexnet_2012_code
 from tests import runs
 from tests.agreement import agree, one_value
@@ -69,6 +75,29 @@ def test_each_step_draws_other_crops_and_dropout(config, digits):
         of_number = dataclasses.replace(state, step=jnp.int32(number))
         losses.append(one_value(step(sharding.replicate(of_number), batch)[1]["loss"]))
     assert losses[0] != losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("parallel_", ["pmap", "split"])
+def test_one_program_serves_all_seeds(config, digits, parallel_):
+    """So that the compilation cache has the programs of a second seed; what they draw differs."""
+    config.parallel, config.model.groups = parallel_, 2
+    setting = Setting(config, digits, parallel.sharding(config))
+    programs, drawn = [], []
+    for seed in (0, 2**40 + 1):
+        config.seed = seed
+        statistics = statistics_of(digits, config.augment)
+        create = jax.jit(functools.partial(create_state, config))
+        lowered = create.lower(statistics, seed_words(config))
+        cached = cached_rows(setting)
+        state = initial_state(config, statistics)
+        step = lowered_step(setting, setting.sharding.replicate(state), cached)
+        programs.append((lowered.as_text(), step.as_text()))
+        words = jnp.asarray(seed_words(config))
+        drawn.append(jax.random.key_data(step_key(config, jnp.int32(3), words)))
+        same = jax.random.key_data(step_key(config, jnp.int32(3)))
+        np.testing.assert_array_equal(drawn[-1], same)
+    assert programs[0] == programs[1]
+    assert (drawn[0] != drawn[1]).any()
 
 
 # 64 random indices of the training set.
@@ -416,3 +445,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(config, tmp_pat
     assert not list((tmp_path / "data").rglob("*array_record*"))
     with pytest.raises(InputError, match="not a run directory"):
         restore(tmp_path)
+
+
+class _Lowered:
+    def compile(self, options=None):
+        return options
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_only_a_gpus_evaluations_are_compiled_without_a_search(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step, *evaluations = parallel.compiled(_Lowered(), unsearched=[_Lowered(), _Lowered()])
+    quick = {"xla_gpu_autotune_level": 0} if backend == "gpu" else None
+    assert (step, evaluations) == (None, [quick, quick])
+
+
+def test_the_option_that_leaves_the_search_out_exists(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    [double] = parallel.compiled(unsearched=[jax.jit(lambda x: 2 * x).lower(1.0)])
+    assert double(3.0) == 6.0

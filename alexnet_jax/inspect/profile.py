@@ -41,6 +41,7 @@ def profile(config: ConfigDict, workdir: pathlib.Path) -> str:
                 f"--workdir={workdir} holds a run; give another directory for --mode=profile"
             )
     setting = open_setting(config)
+    config = setting.config
     (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
     statistics_ = augment.statistics_of(setting.dataset, config.augment)
     state = setting.sharding.replicate(initial_state(config, statistics_))

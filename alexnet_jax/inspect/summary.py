@@ -2,7 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from alexnet_jax.config import with_num_classes
 from alexnet_jax.layers import walk
+from alexnet_jax.prepare import open_source
 
 HEADER = ("layer", "output", "parameters", "multiply-adds", "activations")
 
@@ -12,8 +14,12 @@ def summary(config: ConfigDict) -> str:
 
     Outputs are height x width x channels of one image. Activations are counted after the
     convolutional and fully connected layers, as the paper does (section 3.5); multiply-adds are
-    those of their kernels.
+    those of their kernels. Where the config leaves the number of classes to the data set, that is
+    opened. Raises InputError where this fails.
     """
+    if not config.model.num_classes:
+        class_names = open_source(config.dataset).open().class_names
+        config = with_num_classes(config, len(class_names))
     crop = config.augment.crop
     rows: list[tuple[str, ...]] = [("input", f"{crop}x{crop}x3", "", "", "")]
     totals = [0, 0, 0]

@@ -3,10 +3,10 @@
 `open_source(config.dataset)` returns a `Source`, from which stored_set.py makes the stored data set
 in the same way for every origin.
 
-* 'folder': `path/train/<class>/*` and `path/val/<class>/*` (or `test/` if there is no `val/`).
-  Class names are the sorted folder names. Only files directly in a class folder are read; what
-  is not an image by its extension (README, Thumbs.db, dot-files, subfolders) is skipped and
-  counted.
+* 'folder': `path/train/<class>/*` and `path/val/<class>/*`, where `val/` may have another name
+  (HELD_OUT); or `path/<class>/*` alone, of which `val_fraction` is held out (_held_out). Class
+  names are the sorted folder names. Only files directly in a class folder are read; what is not an
+  image by its extension (README, Thumbs.db, dot-files, subfolders) is skipped and counted.
 * 'digits': 1797 digits of 8x8 pixels that come with scikit-learn; every fifth is 'val'.
 * anything else is the name of a tensorflow_datasets builder (sources_tfds.py).
 """
@@ -28,15 +28,18 @@ from alexnet_jax.prepare import sources_tfds
 from alexnet_jax.prepare.examples import Contents, Example, Source
 from alexnet_jax.prepare.images import EXTENSIONS
 
+# What the folder of the held-out images may be called. Of several, the first one counts.
+HELD_OUT = ("val", "valid", "validation", "test")
+
 
 def open_source(dataset: ml_collections.ConfigDict) -> Source:
-    """Return the source that `config.dataset` names (`name`, `path`, `data_dir`).
+    """Return the source that `config.dataset` names (`name`, `path`, `val_fraction`, `data_dir`).
 
     Raises:
       InputError: the data set does not exist, or the folder does not have the layout above.
     """
     if dataset.name == "folder":
-        return _folder(dataset.path)
+        return _folder(expanded("config.dataset.path", dataset.path), dataset.val_fraction)
     if dataset.name == "digits":
         return Source("digits", "digits: sklearn.datasets.load_digits", 0, _digits)
     return sources_tfds.source(dataset.name, expanded("config.dataset.data_dir", dataset.data_dir))
@@ -45,21 +48,58 @@ def open_source(dataset: ml_collections.ConfigDict) -> Source:
 # --- a folder of images per class -------------------------------------------------------------
 
 
-def _folder(path: str) -> Source:
-    root = expanded("config.dataset.path", path)
+def _folder(root: pathlib.Path, val_fraction: float) -> Source:
     if not root.is_dir():
-        raise InputError(f"dataset.path {root} is not a folder: give one with train/ and val/")
-    held_out = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir():
-        raise InputError(f"{root} has no train/: images belong in train/<class>/ and val/<class>/")
-    if held_out is None:
-        raise InputError(f"{root} has neither val/ nor test/: put held-out images in val/<class>/")
+        raise InputError(
+            f"dataset.path {root} is not a folder: give one of one folder per class, or of train/"
+            " and val/"
+        )
     try:
-        listings = {"train": _list(root / "train"), "val": _list(root / held_out)}
+        parts = _parts(root, val_fraction)
     except OSError as error:
         raise InputError(f"{error.filename} cannot be listed ({error.strerror})") from error
+    class_names = tuple(sorted(parts["train"].files))
+    digest = hashlib.sha256()
+    splits: dict[str, Sequence[Example]] = {}
+    for split, part in parts.items():
+        for class_name in class_names:
+            for name, size in part.files[class_name]:
+                digest.update(os.fsencode(f"{split}/{class_name}/{name}\0{size}\n"))
+        splits[split] = _FolderSplit(
+            part.folder,
+            [(i, c, [name for name, _ in part.files[c]]) for i, c in enumerate(class_names)],
+        )
+    return Source(
+        root.resolve().name,
+        f"folder: {digest.hexdigest()}",
+        sum(part.num_others for part in parts.values()),
+        lambda: Contents(class_names, splits),
+    )
 
-    train, val = (set(listings[split].files) for split in ("train", "val"))
+
+class _Listing(NamedTuple):
+    folder: pathlib.Path
+    files: dict[str, list[tuple[str, int]]]  # class name -> sorted (file name, bytes)
+    num_others: int = 0  # files and subfolders that are not images
+
+
+def _parts(root: pathlib.Path, val_fraction: float) -> dict[str, _Listing]:
+    """Return what is in the splits 'train' and 'val', whose classes are the same."""
+    held_out = next((name for name in HELD_OUT if (root / name).is_dir()), None)
+    if not (root / "train").is_dir():
+        if held_out is None:
+            return _divided(_list(root), val_fraction)
+        raise InputError(
+            f"{root} has no train/ beside {held_out}/: images belong in train/<class>/ and"
+            f" {held_out}/<class>/"
+        )
+    if held_out is None:
+        raise InputError(
+            f"{root} has none of {'/, '.join(HELD_OUT)}/ beside train/: put held-out images in"
+            f" val/<class>/, or hold out a part of train/ by --config.dataset.path={root / 'train'}"
+        )
+    parts = {"train": _list(root / "train"), "val": _list(root / held_out)}
+    train, val = (set(part.files) for part in parts.values())
     if train != val:
         only = [f"{n!r} only in train/" for n in sorted(train - val)[:5]]
         only += [f"{n!r} only in {held_out}/" for n in sorted(val - train)[:5]]
@@ -67,24 +107,35 @@ def _folder(path: str) -> Source:
             f"the class folders of {root} differ: {', '.join(only)}"
             f" ({len(train ^ val)} in all); both must have the same classes"
         )
-    class_names = tuple(sorted(train))
-    digest = hashlib.sha256()
-    splits: dict[str, Sequence[Example]] = {}
-    for split, listing in listings.items():
-        for class_name in class_names:
-            for name, size in listing.files[class_name]:
-                digest.update(os.fsencode(f"{split}/{class_name}/{name}\0{size}\n"))
-        folder = root / ("train" if split == "train" else held_out)
-        splits[split] = _FolderSplit(
-            folder,
-            [(i, c, [name for name, _ in listing.files[c]]) for i, c in enumerate(class_names)],
+    return parts
+
+
+def _divided(all_: _Listing, val_fraction: float) -> dict[str, _Listing]:
+    """Return the splits of a folder that does not have them.
+
+    An image is held out where a hash of its class and name, as a number from 0 to 1, is less than
+    `val_fraction`. So more images, more classes or a larger fraction move none back. Of a class
+    of which all would be held out, the image with the largest hash is trained on.
+    """
+    train, val = (_Listing(all_.folder, {}, n) for n in (all_.num_others, 0))
+    for class_name, files in all_.files.items():
+        numbers = [_number(f"{class_name}/{name}") for name, _ in files]
+        border = min(val_fraction, max(numbers))
+        each = list(zip(files, numbers, strict=True))
+        train.files[class_name] = [file for file, number in each if number >= border]
+        val.files[class_name] = [file for file, number in each if number < border]
+    if not any(val.files.values()):
+        raise InputError(
+            f"of the images in {all_.folder} none is held out by config.dataset.val_fraction="
+            f"{val_fraction:g}; add images, or give a larger one"
         )
-    return Source(
-        root.resolve().name,
-        f"folder: {digest.hexdigest()}",
-        sum(listing.num_others for listing in listings.values()),
-        lambda: Contents(class_names, splits),
-    )
+    return {"train": train, "val": val}
+
+
+def _number(path: str) -> float:
+    """Return a number from 0 to 1 that depends on `path` alone."""
+    digest = hashlib.sha256(os.fsencode(path)).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 class _FolderSplit(Sequence[Example]):
@@ -122,11 +173,6 @@ def _entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-class _Listing(NamedTuple):
-    files: dict[str, list[tuple[str, int]]]  # class name -> sorted (file name, bytes)
-    num_others: int  # files and subfolders that are not images
-
-
 def _size(entry: os.DirEntry[str]) -> int | None:
     """Return the bytes of a file; None if it is not a file but a folder, a pipe or a device.
 
@@ -161,10 +207,12 @@ def _list(root: pathlib.Path) -> _Listing:
             else:
                 num_others += 1
         if not files[folder.name]:
-            raise InputError(f"class folder {folder.path} has no images: add some or remove it")
+            raise InputError(
+                f"class folder {folder.path} has no images directly in it: add some or remove it"
+            )
     if not files:
         raise InputError(f"{root} has no class folders: images belong in {root}/<class>/")
-    return _Listing(files, num_others)
+    return _Listing(root, files, num_others)
 
 
 # --- the embedded digits ----------------------------------------------------------------------

@@ -70,8 +70,8 @@ def prepare(
       share: 'i/n' with 0 <= i < n makes shards i, i + n, i + 2n, ... only, as one of n machines
         that share a data_dir, and returns the future directory. The same call without it makes
         the remaining shards and merges all.
-      num_classes: of the network of the run; a source with another number of classes is refused
-        before anything is made.
+      num_classes: of the network of the run, 0 where it will have as many as the source; one with
+        another number of classes is refused before anything is made.
 
     Raises:
       InputError: the source does not exist, an image cannot be decoded, data_dir cannot be written
@@ -124,16 +124,19 @@ def _located(dataset: ml_collections.ConfigDict) -> tuple[Source, dict, pathlib.
 
 
 def check_classes(num_classes: int, class_names: Sequence[str], name: str) -> None:
-    """Raise InputError unless a network has as many outputs as the data set `name` has classes."""
+    """Raise InputError unless a network has as many outputs as the data set `name` has classes.
+
+    0 stands for any number from two on.
+    """
     if len(class_names) == 1:
         raise InputError(
             f"{name!r} has one class, {class_names[0]!r}; at least two are needed: add another, or"
             " take another --config.dataset.name or --config.dataset.path"
         )
-    if num_classes != len(class_names):
+    if num_classes not in (0, len(class_names)):
         raise InputError(
             f"config.model.num_classes={num_classes}, but {name!r} has {len(class_names)} classes;"
-            f" add --config.model.num_classes={len(class_names)}"
+            f" give --config.model.num_classes={len(class_names)}, or 0 for as many as there are"
         )
 
 

@@ -1,6 +1,6 @@
 """The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
 
-from alexnet_jax.rundir import checkpoint, quarantine, resume
+from alexnet_jax.rundir import checkpoint, quarantine, resume, weights_file
 from alexnet_jax.rundir.checkpoint import Checkpoints, Restored, restore
 from alexnet_jax.rundir.filters import mosaic
 from alexnet_jax.rundir.metrics import MetricsWriter
@@ -41,4 +41,5 @@ __all__ = [
     "say",
     "scalars",
     "versions",
+    "weights_file",
 ]

@@ -28,7 +28,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.host import processes
-from alexnet_jax.rundir import integrity, quarantine
+from alexnet_jax.rundir import integrity, quarantine, weights_file
 from alexnet_jax.rundir.integrity import DamagedCheckpoint
 from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.rundir.version import versions
@@ -393,11 +393,12 @@ def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
     """Return a name of the directory `path` that orbax can use, and the descriptor that it needs.
 
     Orbax treats the path as a glob (`ocdbt_utils.merge_ocdbt_per_process_files`), so `[ ] ? *`
-    match other directories or none. Tensorstore takes a backslash for a slash, and names for UTF-8.
+    match other directories or none. Tensorstore takes a backslash for a slash, and names for UTF-8,
+    and refuses `..`.
     """
-    name = str(path.absolute())
+    name = os.path.realpath(path)
     if not re.search(r"[][?*\\\ud800-\udfff]", name) or not path.exists():
-        return None, path.absolute()
+        return None, pathlib.Path(name)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     unnamed = pathlib.Path(f"/proc/self/fd/{descriptor}")
     if not unnamed.exists():
@@ -414,9 +415,12 @@ def load(
 ) -> tuple[ConfigDict, TrainState, RunRecord]:
     """Return the config, the state (on one device) and the run's record of a checkpoint.
 
-    Raises InputError where `workdir` is no run directory or holds no such checkpoint.
+    `workdir` may be a weights file instead, whose state has no velocity. Raises InputError where
+    `workdir` is no run directory or holds no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
+    if workdir.is_file():
+        return weights_file.load(workdir)
     _steps(workdir / "checkpoints")  # which says if it cannot be read
     if not (workdir / "checkpoints").is_dir():
         begun = (workdir / "config.json").exists()
@@ -489,7 +493,8 @@ def restore(
     """Restore a trained network, on one device whatever it was trained on.
 
     Args:
-      workdir: the directory of a run, finished or not.
+      workdir: the directory of a run, finished or not, or a file that --mode=export has written as
+        safetensors.
       step: the number of a kept checkpoint, 'latest', or 'best': the one with the lowest top-1
         validation error (the latest, if none has been evaluated).
 

@@ -20,7 +20,7 @@ from alexnet_jax import config as config_lib
 from alexnet_jax import data
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError, NotFinite, limit_met
-from alexnet_jax.host import open_lock, regular
+from alexnet_jax.host import open_lock, processes, regular
 from alexnet_jax.optim import total_steps
 from alexnet_jax.rundir import checkpoint, quarantine
 from alexnet_jax.rundir.record import RunRecord
@@ -164,6 +164,11 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
         if saved is None:
             raise
         config_lib.refuse_changes(saved, config, workdir)
+
+
+def begins(workdir: pathlib.Path) -> bool:
+    """Return whether a run in `workdir` would begin anew, as process 0 sees it."""
+    return processes.from_first(checkpoint.newest_config(workdir) is None)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,7 @@ def main() -> None:
     alone = statistics.median(times["step"])
     record = {
         "config": command_line.without_places(arguments),
+        "batch_size": command_line.read_config(arguments).batch_size,
         "date": time.strftime("%Y-%m-%d"),
         "device": device(),
         "versions": versions(),

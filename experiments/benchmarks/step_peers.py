@@ -177,16 +177,10 @@ def _naive_network() -> Any:
     return Naive
 
 
-def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, Any], Callable]:
-    """Return the same of PyTorch, as the name of the `peer` says."""
-    import torch
+def torch_network() -> Any:
+    """Return the network in PyTorch."""
     from torch import nn
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.backends.cudnn.benchmark = True
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, which is what JAX takes there
     layers: list[Any] = []
     channels = 3
     for i, width in enumerate(FEATURES):
@@ -202,7 +196,20 @@ def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, An
         layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.5)]
         inputs = width
     layers.append(nn.Linear(inputs, CLASSES))
-    network = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    return nn.Sequential(*layers)
+
+
+def torch_peer(peer: str, size: int, dtype: str) -> tuple[Callable, dict[str, Any], Callable]:
+    """Return the same of PyTorch, as the name of the `peer` says."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which is what JAX takes there
+    network = torch_network().to(device, memory_format=torch.channels_last)
     with_weights = [x for x in network if hasattr(x, "weight")]
     names = [f"conv{i}" for i in range(1, 6)] + [f"fc{i}" for i in range(6, 9)]
     named = parameters()

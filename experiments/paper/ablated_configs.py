@@ -28,6 +28,18 @@ def no_overlap(config: ConfigDict) -> Differences:
     return {"model.pool.window": config.model.pool.stride}
 
 
+def two_columns(config: ConfigDict) -> Differences:
+    """Divide the layers between two columns as the paper's two GPUs did; conv3 reads both.
+
+    On one device: it is the network that `parallel=split` puts on two.
+    """
+    if config.model.groups == 2:
+        raise NotApplicable("it has two columns")
+    if len(config.model.layers) < 2 or not config.model.cross_layers:
+        raise NotApplicable("it has no layer that would read both columns")
+    return {"model.groups": 2}
+
+
 def half_width(config: ConfigDict) -> Differences:
     """Take half the feature maps in one column, but in the last convolution as many (section 3.2).
 
@@ -117,7 +129,10 @@ def without_layer(config: ConfigDict, *, index: int) -> Differences:
     }
 
 
-PARTS = (no_lrn, no_overlap, half_width, no_colour, no_crops_flips, no_dropout, tanh, bfloat16)
+PARTS = (
+    *(no_lrn, no_overlap, two_columns, half_width, no_colour, no_crops_flips, no_dropout),
+    *(tanh, bfloat16),
+)
 
 
 def _stages(config: ConfigDict, *, without: str, put: str | None = None) -> tuple:

@@ -101,6 +101,7 @@ def main() -> int:
     def write() -> None:
         runs = trial_records.records(all_trials, workdir)
         found.update(summary(given.net, overrides, runs))
+        found["pending"] = trial_records.pending(all_trials, workdir)
         with trial_records.replaced(out, runs) as scratch:
             trial_records.write_json(found, scratch)
             trial_records.write_log(all_trials, workdir, scratch)

@@ -97,18 +97,13 @@ def search(
     limit = math.inf
     for each in tried:
         directory = each.directory(workdir)
-        if diverged(trials.failed(each, workdir)):
+        if trials.diverged(each, workdir):
             continue
         enough = functools.partial(beyond, directory, limit)
         if failure := trials.train(each, workdir, enough):
             failures[directory] = failure
         limit = min(limit, epochs_taken(directory))
         write()
-
-
-def diverged(failure: str | None) -> bool:
-    """Return whether a run failed with this because its learning rate is too high."""
-    return failure is not None and LAST_GOOD in failure
 
 
 def all_runs(tried: list[trials.Trial], seeds: list[int], workdir: pathlib.Path) -> Runs:
@@ -148,6 +143,27 @@ def _record(each: trials.Trial, workdir: pathlib.Path) -> dict[str, Any]:
     run = trial_records.record(each, workdir)
     reached = epochs_to(metrics.lines(each.directory(workdir)), TARGET)
     return run | {"epochs_to_target": reached} | ({"status": "there"} if reached else {})
+
+
+def pending(
+    tried: dict[str, list[trials.Trial]], seeds: list[int], workdir: pathlib.Path
+) -> list[str]:
+    """Return the directory names of the runs that the search, then the other seeds, still need."""
+    found = []
+    for activation, each in tried.items():
+        first, limit = best(each, workdir), math.inf
+        for run in each:
+            if not trials.ended(run, workdir) and not beyond(run.directory(workdir), limit):
+                found.append(run.directory(workdir).name)
+            limit = min(limit, epochs_taken(run.directory(workdir)))
+        for seed in seeds[1:]:
+            if first is None:
+                found.append(f"{activation}-seed{seed}")
+                continue
+            run = first._replace(seed=seed)
+            if not trials.ended(run, workdir) and not beyond(run.directory(workdir), math.inf):
+                found.append(run.directory(workdir).name)
+    return found
 
 
 def curves(
@@ -219,6 +235,7 @@ def main() -> int:
         runs = {a: all_runs(each, given.seeds, workdir) for a, each in tried.items()}
         result: dict[str, Any] = {"overrides": command_line.without_places(overrides)}
         result |= summary(runs, given.seeds, workdir)
+        result |= {"pending": pending(tried, given.seeds, workdir)}
         with trial_records.replaced(out, result["runs"]) as scratch:
             trial_records.write_json(result, scratch)
             each = (t for _, of_activation in runs.values() for t in of_activation)
@@ -242,9 +259,9 @@ def main() -> int:
     if ratio["n"]:
         number = f"{trial_records.written(ratio)} (n {ratio['n']})"
         print(f"tanh by ReLU: {number}; paper: about {PAPER['ratio']}")
-    broken = {d: failure for d, failure in failures.items() if not diverged(failure)}
+    broken = {d: failure for d, failure in failures.items() if LAST_GOOD not in failure}
     every = [t for each in tried.values() for t in all_runs(each, given.seeds, workdir)[1]]
-    known = (t for t in every if not diverged(trials.failed(t, workdir)))
+    known = (t for t in every if not trials.diverged(t, workdir))
     trials.say_failed(known, workdir, broken)
     return 1 if broken else 0
 

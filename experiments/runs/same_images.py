@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -38,7 +39,8 @@ def refuse_other_images(directory: pathlib.Path, dataset: ConfigDict) -> None:
         (path,) = prepared.glob(f"*-{identity.partition('-')[0]}/statistics.json")
         statistics = json.loads(path.read_text())
         same_set = data.same_set(identity, data.identity(path.parent, statistics))
-        if same_set and statistics["made_from"]["source"] == fingerprint(here):
+        source = statistics["made_from"]["source"]
+        if same_set and source == fingerprint(here, dataset.val_fraction):
             return
     raise InputError(
         f"{directory} was trained on the images in {was}, and those in {dataset.path} are not"
@@ -51,17 +53,20 @@ def refuse_without_images(dataset: ConfigDict, num_classes: int) -> None:
 
     Those of tensorflow-datasets are not opened, for that may download.
     """
-    _refuse_without(dataset.name, dataset.path, dataset.data_dir, num_classes)
+    named = {name: dataset[name] for name in ("name", "path", "data_dir", "val_fraction")}
+    _refuse_without(tuple(named.items()), num_classes)
 
 
 @functools.cache
-def _refuse_without(name: str, path: str, data_dir: str, num_classes: int) -> None:
-    source = open_source(ConfigDict({"name": name, "path": path, "data_dir": data_dir}))
-    if name == "folder":
+def _refuse_without(named: tuple[tuple[str, Any], ...], num_classes: int) -> None:
+    dataset = ConfigDict(dict(named))
+    source = open_source(dataset)
+    if dataset.name == "folder":
         check_classes(num_classes, source.open().class_names, source.name)
 
 
 @functools.cache
-def fingerprint(folder: pathlib.Path) -> str:
+def fingerprint(folder: pathlib.Path, val_fraction: float) -> str:
     """Return a text that identifies the images; raise InputError if there are none."""
-    return open_source(ConfigDict({"name": "folder", "path": str(folder)})).fingerprint
+    dataset = {"name": "folder", "path": str(folder), "val_fraction": val_fraction}
+    return open_source(ConfigDict(dataset)).fingerprint

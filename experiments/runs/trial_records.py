@@ -20,7 +20,7 @@ from alexnet_jax.rundir import versions
 from experiments import command_line
 from experiments.command_line import field
 from experiments.reports import metrics, past_runs
-from experiments.runs.trials import SESSIONS, Trial, command, failed, finished
+from experiments.runs.trials import SESSIONS, Trial, command, ended, failed, finished
 
 # Fields without an effect on the numbers of a result but rounding: its title leaves them out.
 UNSEEN = {
@@ -109,6 +109,11 @@ def extended(out: pathlib.Path, extension: str) -> pathlib.Path:
 def records(trials: Iterable[Trial], workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Return the `record` of each of `trials` that has been begun."""
     return [record(trial, workdir) for trial in trials if trial.directory(workdir).exists()]
+
+
+def pending(trials: Iterable[Trial], workdir: pathlib.Path) -> list[str]:
+    """Return the directory names of those of `trials` that have not ended."""
+    return [t.directory(workdir).name for t in trials if not ended(t, workdir)]
 
 
 def record(trial: Trial, workdir: pathlib.Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,9 +20,8 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.fields import CHANGEABLE
 from alexnet_jax.optim import total_steps
-from alexnet_jax.rundir import check, finished_result, locked, versions
+from alexnet_jax.rundir import LAST_GOOD, check, finished_result, locked, versions
 from experiments.command_line import field, read_config, without_places
 from experiments.runs import run_process
 from experiments.runs.same_images import refuse_other_images, refuse_without_images
@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SESSIONS = "sessions.jsonl"  # in a trial's directory: when, where and by which code it was trained
 FAILURE = "failure.json"  # there: why its last session failed, and under which config
 POLL = 10.0  # seconds between two looks at whether a trial has got where it should
+DROP = "delete the checkpoints of each run that has finished (of configs/alexnet.py, 1.5 GB)"
 
 
 class Trial(NamedTuple):
@@ -80,12 +81,12 @@ def finished(trial: Trial, workdir: pathlib.Path) -> dict[str, Any] | None:
     """Return the result of a trial that has ended as its config has it, None of any other."""
     directory, config = trial.directory(workdir), trial.config()
     try:
-        was = dict(config_lib.flatten(config_lib.load(directory / "config.json")))
+        was = config_lib.load(directory / "config.json")
         result = json.loads((directory / "result.json").read_text())
         num_train = round(result["step"] * config.batch_size / result["epoch"])
     except (OSError, InputError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
-    if any(was[n] != v for n, v in config_lib.flatten(config) if n not in CHANGEABLE):
+    if config_lib.changed_fields(was, config):
         return None
     return finished_result(directory, total_steps(config, num_train))
 
@@ -98,6 +99,16 @@ def failed(trial: Trial, workdir: pathlib.Path) -> str | None:
         return str(kept["reason"]) if was == dict(config_lib.flatten(trial.config())) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def diverged(trial: Trial, workdir: pathlib.Path) -> bool:
+    """Return whether `trial` failed because its numbers were not finite, as they would be again."""
+    return LAST_GOOD in (failed(trial, workdir) or "")
+
+
+def ended(trial: Trial, workdir: pathlib.Path) -> bool:
+    """Return whether nothing is left to do of `trial`: it has finished or diverged."""
+    return finished(trial, workdir) is not None or diverged(trial, workdir)
 
 
 def train(
@@ -172,10 +183,12 @@ def run(
     *,
     train_which: Callable[[Trial], bool],
     write: Callable[[], object],
+    drop_checkpoints: bool = False,
 ) -> int:
     """Train those of `trials` that are chosen, `write` before and after each; return the exit code.
 
-    It is 0 where all have ended or an interrupt came, 1 where one has failed now.
+    It is 0 where all have ended or an interrupt came, 1 where one has failed now. What has diverged
+    before is not trained again. With `drop_checkpoints` only the records of finished runs are kept.
     """
     chosen = list(filter(train_which, trials))
     refuse(trials, workdir, training=bool(chosen))  # before the first is trained
@@ -184,8 +197,12 @@ def run(
     write()  # first, so that what cannot be written is known at once
     try:
         for trial in chosen:
+            if diverged(trial, workdir):
+                continue
             if failure := train(trial, workdir):
                 failures[trial.directory(workdir)] = failure
+            elif drop_checkpoints:
+                shutil.rmtree(trial.directory(workdir) / "checkpoints", ignore_errors=True)
             write()
     except KeyboardInterrupt:
         write()

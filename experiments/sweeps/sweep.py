@@ -149,9 +149,10 @@ def _begun(
         "config": config.to_dict(),
         "pictures": None,
     }
-    if config.dataset.name == "folder" and not swept.keys() & {"dataset.name", "dataset.path"}:
-        folder = expanded("config.dataset.path", config.dataset.path)
-        mine["pictures"] = same_images.fingerprint(folder)  # which may lie elsewhere there
+    images = {"dataset.name", "dataset.path", "dataset.val_fraction"}
+    if config.dataset.name == "folder" and not swept.keys() & images:
+        folder = expanded("config.dataset.path", config.dataset.path)  # may lie elsewhere there
+        mine["pictures"] = same_images.fingerprint(folder, config.dataset.val_fraction)
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir} is the directory of a run; take another --workdir")
     storage = _storage(arguments.storage) if mine["storage"] else None

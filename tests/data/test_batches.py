@@ -40,8 +40,9 @@ def make(tmp_path_factory):
 
     def prepared(data_dir, encoding="raw"):
         fields = {"name": "folder", "path": str(root), "data_dir": str(data_dir)}
-        fields |= {"image_size": SIZE, "encoding": encoding, "jpeg_quality": 95}
-        return prepare(ml_collections.ConfigDict(fields | {"on_error": "raise"}))
+        fields |= {"val_fraction": 0.2, "image_size": SIZE, "encoding": encoding}
+        fields |= {"jpeg_quality": 95, "on_error": "raise"}
+        return prepare(ml_collections.ConfigDict(fields))
 
     return prepared
 

@@ -42,8 +42,9 @@ def make(folder, tmp_path, monkeypatch):
     def prepared(encoding="raw", images_per_shard=IMAGES_PER_SHARD):
         monkeypatch.setattr(stored_set, "SHARD_BYTES", images_per_shard * 3 * SIZE**2)
         fields = {"name": "folder", "path": str(folder), "data_dir": str(tmp_path)}
-        fields |= {"image_size": SIZE, "encoding": encoding, "jpeg_quality": 95}
-        return prepare(ml_collections.ConfigDict(fields | {"on_error": "raise"}))
+        fields |= {"val_fraction": 0.2, "image_size": SIZE, "encoding": encoding}
+        fields |= {"jpeg_quality": 95, "on_error": "raise"}
+        return prepare(ml_collections.ConfigDict(fields))
 
     return prepared
 

@@ -14,11 +14,11 @@ from alexnet_jax import config as config_lib
 from alexnet_jax.layers import walk
 from experiments import command_line
 from experiments.paper import ablated_configs, ablations, cifar10, figure1
-from experiments.reports import metrics
+from experiments.reports import comparison, metrics
 from experiments.runs import run_process, trial_records, trials
-from tests import runs
+from tests import recipes, runs
 
-RECIPES = sorted(path for path in (runs.ROOT / "configs").glob("*.py") if path.stem != "__init__")
+RECIPES = sorted((runs.ROOT / "configs").glob("[!_]*.py"))
 EIGHT_LAYERS = ("alexnet", "alexnet_two_device", "alexnet_cifar10", "quickstart")
 
 
@@ -39,7 +39,7 @@ def read(name):
 def test_each_ablation_changes_what_it_names(name):
     config = read(name)
     found, left_out = ablated_configs.ablations(config)
-    assert not left_out
+    assert left_out == ({"two_columns": "it has two columns"} if config.model.groups == 2 else {})
     after = {
         name: ablated_configs.changed(config, differences) for name, differences in found.items()
     }
@@ -60,6 +60,8 @@ def test_each_ablation_changes_what_it_names(name):
     np.testing.assert_array_equal(widths[1][:-1] * 2, widths[0][:-1])
     assert layers["half_width"][5:] == layers["full"][5:]  # nothing else is narrower
     assert after["half_width"].model.groups == 1
+    both = after.get("two_columns", after["full"])
+    assert both.model.groups == 2 and both.model.cross_layers == ("conv3",)
     assert after["no_colour"].augment.colour_std == after["no_dropout"].model.dropout == 0
     uncropped = after["no_crops_flips"]
     assert uncropped.augment.crop == uncropped.dataset.image_size and not uncropped.augment.flip
@@ -77,11 +79,13 @@ def test_each_ablation_changes_what_it_names(name):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_command_line_of_an_ablation_gives_its_config(recipe):
-    config = command_line.read_config([f"--config={recipe}"])
+    folder = ("--config.dataset.path=images", "--config.model.num_classes=3")
+    overrides = folder if recipes.of_name(recipe.stem).dataset.name == "folder" else ()
+    config = command_line.read_config([f"--config={recipe}", *overrides])
     found, left_out = ablated_configs.ablations(config)
     assert "full" in found and all(left_out.values())
     for name, differences in found.items():
-        read = trials.Trial(name, recipe, (), differences, config.seed).config()
+        read = trials.Trial(name, recipe, overrides, differences, config.seed).config()
         wanted = dict(config_lib.flatten(ablated_configs.changed(config, differences)))
         assert dict(config_lib.flatten(read)) == wanted, name
 
@@ -97,29 +101,39 @@ def test_without_a_crossing_layer_the_layer_in_its_place_crosses():
     assert found["without_conv5"]["model.cross_layers"] == ("conv3",)
 
 
-def test_the_table_shows_means_deviations_and_differences_from_full():
-    ended = [("full", 0.5), ("full", 0.6), ("no_lrn", 0.58)]
+def test_the_table_shows_means_differences_and_their_standard_errors():
+    errors = {"full": (0.5, 0.6), "two_columns": (0.5, 0.52), "half_width": (0.6, 0.62, 0.64)}
+    errors |= {"no_lrn": (0.58,)}
     each = [
-        {"name": name, "status": "finished", **dict.fromkeys(trial_records.ERRORS, e)}
-        for name, e in ended
+        {"name": name, "seed": seed, "status": "finished", **dict.fromkeys(trial_records.ERRORS, e)}
+        for name, of_name in errors.items()
+        for seed, e in enumerate(of_name)
     ]
-    each.append({"name": "no_lrn", "status": "failed"})
-    found = {"full": {}, "no_lrn": {"a": 1}, "tanh": {"b": 2}}
-    table = ablations.summary(found, each)
+    each.append({"name": "no_lrn", "seed": 1, "status": "failed", "epoch": 2, "failure": "why"})
+    variants = ablations.variants(["full", "no_lrn", "two_columns", "half_width", "tanh"])
+    table = comparison.summary(variants, each)
     top1 = {name: row["top1_error"] for name, row in table.items()}
     assert top1["full"] == {
         "mean": pytest.approx(0.55),
         "std": pytest.approx(np.std([0.5, 0.6], ddof=1)),
         "n": 2,
-        "points_more_than_full": 0,
+        "points_more": 0,
+        "standard_error": pytest.approx(10 / np.sqrt(2)),  # deviation of 0.1 / sqrt(2) in both
     }
-    assert top1["no_lrn"] == {"mean": 0.58, "std": None, "n": 1, "points_more_than_full": 3}
+    assert top1["no_lrn"]["points_more"] == pytest.approx(3)
+    assert top1["no_lrn"]["standard_error"] is None
+    assert top1["half_width"]["points_more"] == pytest.approx(62 - 51)  # against two columns
+    wanted = np.sqrt(2 / 2 + 4 / 3)  # squared deviations in points, over the numbers of seeds
+    assert top1["half_width"]["standard_error"] == pytest.approx(wanted)
     assert top1["tanh"]["mean"] is None
-    lines = ablations.markdown(table).splitlines()
-    assert lines[2].startswith("| full | 2 | 55.00 ± 7.07 |  |")
-    assert lines[3].startswith("| no_lrn | 1 | 58.00 | +3.00 |")
+    lines = comparison.markdown(table, each).splitlines()
+    assert lines[2].startswith("| full | 2 | 55.00 ± 7.07 |  | 55.00 ± 7.07 |  |  |  |")
+    assert lines[3].startswith("| no_lrn | 1 | 58.00 | +3.00 | 58.00 | +3.00 | full | not known |")
     assert lines[3].endswith("| 1.4 / 1.2 |")
-    assert lines[4:] == ["", "No run has ended of: tanh."]
+    assert "| -4.00 ± 5.10 | full | no |" in lines[4]
+    assert "| +11.00 ± 1.53 | two_columns | yes |" in lines[5]
+    assert "Not in the means: no_lrn, seed 1, failed at epoch 2.0: why" in lines
+    assert lines[-1] == "No run has ended of: tanh."
 
 
 def test_an_ablation_is_trained_once_and_reported_as_run_py_measured_it(
@@ -249,7 +263,7 @@ def test_tanh_follows_the_convolution_and_the_hidden_layers():
         ),
         (cifar10, ["--net=80sec", "--data=nowhere"], "unknown data set 'nowhere'"),
         (figure1, ["--data=nowhere"], "unknown data set 'nowhere'"),
-        (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no train/"),
+        (ablations, [f"--data={runs.ROOT / 'docs'}"], "docs has no class folders"),
         (cifar10, ["--net=80sec", "--out=."], "--out=.: give the path of files"),
         (figure1, ["--config.learning_rate=1"], "the rates are given as --rates"),
         (figure1, ["--config.log_every_steps=9"], "the training error is that of every step"),

@@ -192,6 +192,17 @@ def test_a_record_contains_no_paths_and_skips_torn_lines(fake_run, monkeypatch):
     assert here["failure"] == "exit code 1: error: WORKDIR/x is gone."
 
 
+def test_a_run_that_diverged_is_not_trained_again(fake_run, monkeypatch):
+    (fake_run.parent / "run.py").write_text(f"raise SystemExit('error: {LAST_GOOD} step 3')")
+    arguments = ["--net=80sec", f"--workdir={fake_run}", f"--out={fake_run / 'net'}", "--seeds=1"]
+    assert main(cifar10, monkeypatch, *arguments) == 1
+    assert main(cifar10, monkeypatch, *arguments) == 0
+    found = json.loads((fake_run / "net.json").read_text())
+    assert found["pending"] == [] and [run["status"] for run in found["runs"]] == ["failed"]
+    log = (fake_run / "80sec-seed1/log.txt").read_text()
+    assert log.count("$ python run.py") == 1
+
+
 def test_an_interrupt_waits_for_the_run_to_save(fake_run):
     trial = figure1.trial("relu", 0.1, 0)
     directory = trial.directory(fake_run)
@@ -226,6 +237,7 @@ def test_figure_1_takes_the_fastest_rate_and_compares_epochs(fake_run, monkeypat
     sessions = {each: each.read_text() for each in fake_run.glob("*/sessions.jsonl")}
     assert main(figure1, monkeypatch, *arguments) == 0
     assert {each: each.read_text() for each in sessions} == sessions  # nothing was trained again
+    assert found["pending"] == []
     states = {run["name"]: run["status"] for run in found["runs"]}
     assert states["relu-lr1"] == "there" and states["tanh-lr2"] == "failed"
     assert json.loads((fake_run / "figure1.json").read_text())["runs"] == found["runs"]
@@ -251,6 +263,7 @@ def test_a_seed_that_does_not_reach_the_error_is_named(fake_run, monkeypatch, ca
     assert len(written) == 6  # before the first run, after each of four, and at the end
     found = json.loads((fake_run / "figure1.json").read_text())
     assert found["relu"]["not_there"] == {"1": 0} and found["relu"]["epochs"]["n"] == 1
+    assert found["pending"] == ["relu-lr1-seed1", "tanh-lr1-seed1"]
     said = capsys.readouterr()
     assert "ReLU: seed 1, 0.0 epochs, did not reach it: not in the mean" in said.out
     assert "relu-lr1-seed1: exit code 1: error: no luck" in said.err

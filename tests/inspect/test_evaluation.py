@@ -187,11 +187,8 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--mode=evaluate", "--out=x"],
-            "--out=x goes with --images in --mode=predict or evaluate",
-        ),
-        (["--mode=predict", "--test_crops=false"], "--test_crops=false goes with --mode=evaluate"),
+        (["--mode=evaluate", "--out=x"], "--out=x: --mode=evaluate writes there with --images"),
+        (["--mode=predict", "--test_crops=false"], "--test_crops=False goes with --mode=evaluate"),
         (["--mode=evaluate", "stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -212,7 +209,9 @@ def test_damaged_images_only_leave_no_file(workdir, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_batch_is_in_memory_at_a_time(workdir, tmp_path, monkeypatch):
+def test_one_batch_is_in_memory_at_a_time_and_the_worst_mistakes_are_shown(
+    workdir, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluation, "SHOWN", 4)
     for i in range(70):
         draw(tmp_path / "new" / CLASSES[i % 2] / f"{i:02}.png", i)
@@ -226,6 +225,12 @@ def test_one_batch_is_in_memory_at_a_time(workdir, tmp_path, monkeypatch):
         happened.append(f"judged {len(squares)}")
         return judge(classifier, squares, top)
 
+    def drawn(entries, *texts, draw_sheet=evaluation.contact_sheet):
+        shown.extend(entries)
+        return draw_sheet(entries, *texts)
+
+    shown = []
+    monkeypatch.setattr(evaluation, "contact_sheet", drawn)
     monkeypatch.setattr(image_files, "load_image", read)
     monkeypatch.setattr(evaluation.Classifier, "__call__", judged)
     out = tmp_path / "out"
@@ -237,6 +242,8 @@ def test_one_batch_is_in_memory_at_a_time(workdir, tmp_path, monkeypatch):
         float(row["probability_1"]) for row in rows(out / "evaluation.csv") if row["correct"] == "0"
     ]
     assert len(probabilities) == round(70 * result["top1_error"]) > 4
+    worst = sorted(probabilities, reverse=True)[:4]
+    assert [entry.probability for entry in shown] == pytest.approx(worst, rel=1e-5)
     with Image.open(out / "mistakes.png") as sheet:
         assert sheet.size[1] < 2 * 160 + 100  # one row of the four worst
 

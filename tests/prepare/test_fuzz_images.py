@@ -83,7 +83,8 @@ def test_files_made_to_be_expensive_take_bounded_memory_and_time():
 
 def _dataset(data_dir, path, **fields):
     defaults = {"name": "folder", "path": str(path), "data_dir": str(data_dir), "image_size": 4}
-    defaults |= {"encoding": "raw", "jpeg_quality": 95, "on_error": "raise", "cache": "none"}
+    defaults |= {"val_fraction": 0.2, "encoding": "raw", "jpeg_quality": 95}
+    defaults |= {"on_error": "raise", "cache": "none"}
     return ml_collections.ConfigDict(defaults | fields)
 
 

@@ -1,6 +1,7 @@
 """How every kind of image is decoded."""
 
 import io
+import itertools
 import os
 import re
 
@@ -9,9 +10,10 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import FORMATS, load_image
+from alexnet_jax.predict import predict
+from alexnet_jax.prepare import FORMATS, load_image, prepare
 from tests import runs
-from tests.prepared import noise
+from tests.prepared import config, noise, stored
 
 
 def opened(path, attribute):
@@ -114,15 +116,67 @@ def test_cmyk_jpeg_is_converted(tmp_path):
     assert np.abs(load_image(path, 16)[8, 8].astype(int) - (200, 100, 50)).max() <= 4
 
 
-def test_exif_orientation_is_applied(tmp_path):
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:8] = 255  # the upper half is white
+# Where row 0 and column 0 of the stored pixels are in the upright image, by EXIF's orientation
+# (JEITA CP-3451, tag 0x0112).
+ORIENTATIONS = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+def turned(upright, orientation):
+    """Return the pixels that are stored for a square `upright` with this orientation."""
+    last = len(upright) - 1
+    result = np.empty_like(upright)
+    for row, column in np.ndindex(result.shape[:2]):
+        place = dict(zip(ORIENTATIONS[orientation], (row, column), strict=True))
+        y = place["top"] if "top" in place else last - place["bottom"]
+        x = place["left"] if "left" in place else last - place["right"]
+        result[row, column] = upright[y, x]
+    return result
+
+
+def saved_turned(path, upright, orientation, **options):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate clockwise: the upper half moves to the right
-    path = saved(tmp_path, Image.fromarray(pixels), "a.jpg", exif=exif, quality=95)
-    result = load_image(path, 16)
-    assert result[:, 12:].min() > 245
-    assert result[:, :4].max() < 10
+    exif[0x0112] = orientation
+    Image.fromarray(turned(upright, orientation)).save(path, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_each_exif_orientation_is_applied(tmp_path, orientation):
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8, :8], upright[:8, 8:], upright[8:, :8] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    for name, options in (
+        ("a.png", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.jpg", {"quality": 95}),
+    ):
+        path = saved_turned(tmp_path / name, upright, orientation, **options)
+        result = load_image(path, 16)
+        away = np.abs(result.astype(int) - upright)
+        away[6:10], away[:, 6:10] = 0, 0  # where JPEG blurs the borders of the colours
+        assert away.max() <= (8 if name == "a.jpg" else 0), name
+
+
+def test_orientation_is_applied_where_images_are_prepared_and_predicted(tmp_path, finished_run):
+    upright = noise(72, 72, 3)
+    for split, name in itertools.product(("train", "val"), ("left", "right")):
+        folder = tmp_path / "turned" / split / name
+        folder.mkdir(parents=True)
+        for orientation in ORIENTATIONS:
+            saved_turned(folder / f"{orientation}.png", upright, orientation)
+    directory = prepare(config(tmp_path, path=tmp_path / "turned", image_size=72))
+    for record in stored(directory):
+        np.testing.assert_array_equal(record["image"], upright)
+    answers = predict(finished_run, [upright, *sorted(folder.iterdir())])
+    assert answers == [answers[0]] * 9
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's

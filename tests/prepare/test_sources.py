@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax.errors import InputError
-from alexnet_jax.prepare import prepare
+from alexnet_jax.prepare import open_source, prepare
 from tests.prepared import config, left_behind, noise, stored
 
 
@@ -40,10 +41,95 @@ def test_folder_without_train_is_refused(tmp_path, folder):
         prepare(config(tmp_path, path=folder))
 
 
-def test_folder_without_val_or_test_is_refused(tmp_path, folder):
-    (folder / "val").rename(folder / "valid")
-    with pytest.raises(InputError, match="neither val/ nor test/"):
+def test_folder_without_held_out_images_is_refused_with_the_remedy(tmp_path, folder):
+    (folder / "val").rename(folder / "held_out")
+    with pytest.raises(InputError, match=r"none of val/, valid/, validation/, test/ beside train/"):
         prepare(config(tmp_path, path=folder))
+    assert open_source(config(tmp_path, path=folder / "train")).open().class_names == ("cat", "dog")
+
+
+def test_of_several_folders_of_held_out_images_val_comes_first_and_test_last(tmp_path, folder):
+    names = ["val", "valid", "validation", "test"]
+    for name in names[1:]:
+        shutil.copytree(folder / "val", folder / name)
+    for name in names:
+        val = open_source(config(tmp_path, path=folder)).open().splits["val"]
+        assert len(val) == 4
+        assert {example.image.parent.parent.name for example in val} == {name}
+        shutil.rmtree(folder / name)
+
+
+def flat(tmp_path, numbers):
+    """Make a folder of one folder per class, empty files in it, and return how it is split."""
+    for name, number in numbers.items():
+        (tmp_path / "flat" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(number):
+            (tmp_path / "flat" / name / f"{i}.jpg").touch()
+    return tmp_path / "flat"
+
+
+def split(folder, val_fraction=0.2):
+    """Return the relative paths of each split of a folder."""
+    opened = open_source(config(folder, path=folder, val_fraction=val_fraction)).open()
+    return {
+        name: {str(example.image.relative_to(folder)) for example in examples}
+        for name, examples in opened.splits.items()
+    }
+
+
+def test_a_flat_folder_is_split_by_a_hash_that_no_other_image_changes(tmp_path):
+    before = split(flat(tmp_path, {"cat": 400, "dog": 400}))
+    assert not before["train"] & before["val"]
+    assert len(before["train"] | before["val"]) == 800
+    for name in ("cat", "dog"):
+        held_out = [path for path in before["val"] if path.startswith(name)]
+        assert 50 < len(held_out) < 110  # binomial: 80 on average, standard deviation 8
+    after = split(flat(tmp_path, {"ant": 30, "cat": 500, "dog": 450}))
+    assert before["train"] < after["train"]
+    assert before["val"] < after["val"]
+    moved = tmp_path / "moved"
+    (tmp_path / "flat").rename(moved)
+    assert split(moved) == after
+    larger = split(moved, 0.3)
+    assert after["val"] < larger["val"]
+
+
+def test_the_split_of_a_flat_folder_is_that_of_earlier_versions(tmp_path):
+    """The first eight bytes of SHA-256 of class/name over 2^64, as sha256sum computes them too."""
+    found = split(flat(tmp_path, {"cat": 8, "dog": 8}))
+    assert found["val"] == {"cat/3.jpg", "dog/6.jpg"}  # 0x13dc... and 0x0430... of 0x3333...
+
+
+def test_each_class_of_a_flat_folder_keeps_an_image_to_train_on(tmp_path):
+    folder = flat(tmp_path, {f"{i:02}": 3 for i in range(40)})
+    found = split(folder, 0.99)
+    assert {path.partition("/")[0] for path in found["train"]} == {f"{i:02}" for i in range(40)}
+    assert 40 <= len(found["train"]) < 50
+
+
+def test_a_flat_folder_of_which_nothing_is_held_out_is_refused(tmp_path):
+    folder = flat(tmp_path, {"cat": 1, "dog": 1})
+    with pytest.raises(InputError, match="none is held out by config.dataset.val_fraction=0.2"):
+        split(folder)
+
+
+def test_a_flat_folder_with_another_split_is_another_prepared_set(tmp_path, folder):
+    flat_folder = folder / "train"
+    made = {
+        prepare(config(tmp_path, path=flat_folder, val_fraction=fraction)).name
+        for fraction in (0.3, 0.5, 0.5)
+    }
+    assert len(made) == 2
+    whole = {prepare(config(tmp_path, path=folder, val_fraction=f)).name for f in (0.3, 0.5)}
+    assert len(whole) == 1  # a folder with val/ is as it is
+
+
+def test_images_that_are_not_in_class_folders_are_refused(tmp_path, folder):
+    flat_folder = folder / "train" / "cat"
+    with pytest.raises(InputError, match="cat has no class folders: images belong in .*/<class>/"):
+        prepare(config(tmp_path, path=flat_folder))
+    with pytest.raises(InputError, match=r"pets has no images directly in it: add some or remove"):
+        prepare(config(tmp_path, path=folder.parent))
 
 
 def test_folder_without_classes_is_refused(tmp_path):
@@ -64,7 +150,7 @@ def test_classes_that_differ_are_named(tmp_path, folder):
 def test_empty_class_is_named(tmp_path, folder, split):
     for file in (folder / split / "dog").iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(InputError, match=f"{split}/dog has no images"):
+    with pytest.raises(InputError, match=f"{split}/dog has no images directly in it"):
         prepare(config(tmp_path, path=folder))
 
 

@@ -1,0 +1,174 @@
+"""All experiments of the paper that are not recorded yet, in order of value, within some minutes.
+
+    python experiments/paper/pending.py --list
+    python experiments/paper/pending.py --minutes=10 --cifar10=DIR --imagewoof=DIR
+
+Each row is one command of this folder with its seeds, and records what has ended after each run, in
+OUT/NAME.json, .csv and .png. When the minutes are over, the run under way is asked to save and stop
+(allow it half a minute more), and the same command continues. So does another machine, if it has
+WORKDIR and OUT from before: finished runs keep their records there and no checkpoints. A row whose
+images are not given is left out.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from experiments import command_line
+
+THREE, FIVE = ("0", "1", "2"), ("0", "1", "2", "3", "4")
+# Of the recipe as it is but for its classes; what else is here changes no result.
+WOOF = (
+    *("--config.model.num_classes=10", "--config.dataset.cache=device"),
+    "--config.log_every_steps=10",
+)
+PARTS = "full no_lrn no_overlap two_columns half_width no_colour no_crops_flips no_dropout"
+PARTS += " without_conv3 without_conv4 without_conv5 bfloat16"
+
+
+class Row(NamedTuple):
+    """A command: `script` with `arguments`, trained on `data` ('' for none), and what it costs.
+
+    `runs` counts them; `minutes` are an estimate for one H200, from the rates seen there.
+    """
+
+    name: str
+    script: str
+    data: str
+    arguments: tuple[str, ...]
+    runs: str
+    minutes: float
+
+    def command(self, given: argparse.Namespace) -> list[str]:
+        """Return its command line; data and places are those `given`."""
+        places = [f"--workdir={given.workdir / self.name}", f"--out={given.out / self.name}"]
+        if self.script == "numerics":
+            places = places[1:]
+        arguments = list(self.arguments)
+        images = getattr(given, self.data) if self.data else None
+        if self.script == "bits":  # a command line of run.py, after --
+            fields = command_line.dataset(str(images)) if images else ()
+            arguments = ["--", *arguments, *fields]
+        elif images:
+            places.append(f"--data={images}")
+        script = ROOT / f"experiments/paper/{self.script}.py"
+        return [sys.executable, str(script), *places, *arguments]
+
+
+ROWS = (
+    Row("bits", "bits", "imagewoof",
+        ("--config=configs/alexnet.py", *WOOF[:2], "--config.num_steps=200",
+         "--config.checkpoint_every_steps=50"), "6", 5),
+    Row("numerics", "numerics", "", (), "all tests", 4),
+    Row("cifar10_80sec", "cifar10", "cifar10",
+        ("--net=80sec", "--config.dataset.cache=device", "--seeds", *THREE), "3", 2),
+    Row("cifar10_18pct", "cifar10", "cifar10",
+        ("--net=18pct", "--config.dataset.cache=device", "--seeds", *THREE), "3", 6),
+    Row("recipes_imagewoof", "recipes", "imagewoof",
+        ("--drop_checkpoints", *WOOF, "--seeds", *FIVE), "15", 20),
+    Row("figure1", "figure1", "cifar10",
+        ("--config.dataset.cache=device", "--seeds", *THREE), "14 at most", 12),
+    Row("ablations_imagewoof", "ablations", "imagewoof",
+        ("--drop_checkpoints", *WOOF, "--only", *PARTS.split(), "--seeds", *FIVE), "60", 80),
+    Row("cifar10_13pct", "cifar10", "cifar10", ("--net=13pct", "--seeds", *THREE), "3", 20),
+    Row("cifar10_11pct", "cifar10", "cifar10", ("--net=11pct", "--seeds", *THREE), "3", 22),
+)  # fmt: skip
+
+
+def state(row: Row, out: pathlib.Path) -> tuple[bool, str]:
+    """Return whether nothing of `row` is pending, and what OUT has of it, in words."""
+    try:
+        found = json.loads((out / f"{row.name}.json").read_text())
+        runs = [run["status"] for run in found["runs"]]
+        pending = found.get("pending")  # files of before do not have it
+    except (OSError, ValueError, KeyError, TypeError):
+        return False, f"nothing of {row.runs}"
+    counts = {"recorded": sum(status in ("finished", "there") for status in runs),
+              "failed": runs.count("failed"), "pending": len(pending or ())}  # fmt: skip
+    words = [f"{n} {what}" for what, n in counts.items() if n]
+    words += ["more may be pending"] if pending is None else []
+    return pending == [], ", ".join(words)
+
+
+def listing(rows: Sequence[Row], out: pathlib.Path) -> str:
+    """Return a line of each row: its name, what is recorded, and what it costs."""
+    lines = [f"{'row':20} {'minutes on an H200 (estimate)':30} recorded"]
+    for row in rows:
+        lines.append(f"{row.name:20} {row.minutes:<30g} {state(row, out)[1]}")
+    return "\n".join(lines)
+
+
+def run(rows: Sequence[Row], given: argparse.Namespace) -> int:
+    """Run what is pending of `rows` until the minutes are over; return 1 if a command failed."""
+    end_by, failed = time.monotonic() + 60 * given.minutes, False
+    for row in rows:
+        if state(row, given.out)[0]:
+            continue
+        if row.data and getattr(given, row.data) is None:
+            print(f"left out: {row.name}: give --{row.data}=DIR", file=sys.stderr)
+            continue
+        left = end_by - time.monotonic()
+        if left <= 0:
+            break
+        print(f"{row.name}: {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+        code = _run_for(row.command(given), left)
+        print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
+        failed |= code not in (0, 130)
+    return int(failed)
+
+
+def _run_for(command: list[str], seconds: float) -> int:
+    """Run `command`; after `seconds`, or on an interrupt of this process, ask it to save and stop.
+
+    Its own session, so that a Ctrl-C, which a terminal sends to all, reaches it once.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return 0
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0, help="default: 10")
+    parser.add_argument("--list", action="store_true", help="show what is recorded, run nothing")
+    parser.add_argument("--cifar10", type=command_line.path, help="CIFAR-10, train/ and test/")
+    parser.add_argument("--imagewoof", type=command_line.path, help="imagewoof160, train/ and val/")
+    parser.add_argument("--workdir", type=command_line.path, default=pathlib.Path("runs/paper"))
+    parser.add_argument("--out", type=command_line.path, help="default: WORKDIR/results")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS])
+    given = parser.parse_args()
+    given.workdir = given.workdir.absolute()
+    given.out = (given.out or given.workdir / "results").absolute()
+    for name in ("cifar10", "imagewoof"):
+        if (folder := getattr(given, name)) is not None:
+            command_line.dataset(str(folder.absolute()))
+            setattr(given, name, folder.resolve())
+    rows = [row for row in ROWS if row.name in (given.only or [row.name])]
+    if given.list:
+        print(listing(rows, given.out))
+        return 0
+    code = run(rows, given)
+    print(listing(rows, given.out))
+    return code
+
+
+if __name__ == "__main__":
+    command_line.main(main)
