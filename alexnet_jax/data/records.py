@@ -63,6 +63,8 @@ class Records:
                 " --config.dataset.on_error=skip"
             ) from error
         with self._lock:
+            if index in self.damaged:  # another thread has just found it, in another batch
+                return
             self.damaged.add(index)
             number = len(self.damaged)
         if number > MAX_DAMAGED * len(self):

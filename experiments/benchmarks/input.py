@@ -20,6 +20,7 @@ peers     on one core. The data are 4,000 images composed of the photographs, th
           on the device, in turns.
 scaling   the photographs, prepared at 256 px as jpeg and as raw, on 1, 2, 4, ... cores with as many
           threads, worker processes, and workers of PyTorch's DataLoader (input_scaling.py).
+costs     the CPU time of an image and its parts, and of starting workers (input_costs.py).
 copy      a batch from the host's memory to JAX's device (input_copy.py); needs no photographs.
 
 Each measurement of an input is a process of its own, in turns, `--rounds` times; the medians are
@@ -39,6 +40,7 @@ import time
 from collections.abc import Iterable
 
 import input_copy
+import input_costs
 import input_scaling
 from input_peers import BATCH, SIZE, measure, stored_images
 
@@ -51,7 +53,9 @@ SIZES = ((500, 375), (500, 375), (500, 333), (375, 500), (500, 500), (640, 480),
 def arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("peers", "scaling", "copy"), default="peers")
+    parser.add_argument(
+        "what", nargs="?", choices=("peers", "scaling", "costs", "copy"), default="peers"
+    )
     parser.add_argument("--pictures", type=pathlib.Path)
     parser.add_argument("--scratch", type=pathlib.Path)
     parser.add_argument("--torch_python")
@@ -221,6 +225,12 @@ def main() -> None:
         write(about(options) | input_copy.measured(options.batches), options.out)
         return
     options.scratch.mkdir(parents=True, exist_ok=True)
+    if options.what == "costs":
+        scratch = input_scaling.prepare(options.pictures, options.scratch)
+        rounds = options.rounds
+        costs = {kind: input_costs.measured(scratch, kind, rounds) for kind in options.kinds}
+        write(about(options) | costs, options.out)
+        return
     if options.what == "scaling":
         report = input_scaling.report(options, one=lambda name, at: run_one(options, name, at))
         write(about(options) | report, options.out)

@@ -30,8 +30,8 @@ def report(
     `efficiency` is a rate over as many times the rate of one thread on one core; per CPU second it
     is the CPU time of an image in that one thread over its CPU time here.
     """
-    scratch = options.scratch / "scaling"
-    sizes = _make_data(options.pictures, scratch, options.kinds)
+    scratch = prepare(options.pictures, options.scratch)
+    sizes = _make_data(scratch, options.kinds)
     available = len(os.sched_getaffinity(0))
     powers = itertools.takewhile(lambda n: n <= available, (2**i for i in itertools.count()))
     numbers = options.cores or list(powers)
@@ -58,11 +58,16 @@ def report(
     return {"rounds": options.rounds, "bytes_per_image": sizes, "results": results}
 
 
-def _make_data(pictures: pathlib.Path, scratch: pathlib.Path, kinds: list[str]) -> dict[str, int]:
+def prepare(pictures: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """Return the directory where input_peers.py finds the photographs and prepares them."""
+    (scratch / "scaling").mkdir(exist_ok=True)
+    if not (scratch / "scaling/native").exists():
+        (scratch / "scaling/native").symlink_to(pictures.resolve())
+    return scratch / "scaling"
+
+
+def _make_data(scratch: pathlib.Path, kinds: list[str]) -> dict[str, int]:
     """Prepare the photographs, and store them for PyTorch; return the mean bytes per image."""
-    scratch.mkdir(exist_ok=True)
-    if not (scratch / "native").exists():
-        (scratch / "native").symlink_to(pictures.resolve())
     files, sizes = scratch / "files", {"raw": 3 * SIZE**2}
     if "raw" in kinds and not (scratch / "raw.bin").exists():
         with (scratch / "raw.unfinished").open("wb") as pixels:
