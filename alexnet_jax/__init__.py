@@ -1,7 +1,7 @@
 """AlexNet (Krizhevsky, Sutskever and Hinton, NIPS 2012) in JAX.
 
 `train`, `evaluate` and `predict` are functions here, and modules of the same names below: their
-other contents are imported as `from alexnet_jax.train import train_step`.
+other contents are imported as `from alexnet_jax.train import train_and_evaluate`.
 """
 
 from alexnet_jax.errors import InputError

@@ -393,11 +393,12 @@ def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
     """Return a name of the directory `path` that orbax can use, and the descriptor that it needs.
 
     Orbax treats the path as a glob (`ocdbt_utils.merge_ocdbt_per_process_files`), so `[ ] ? *`
-    match other directories or none. Tensorstore takes a backslash for a slash, and names for UTF-8.
+    match other directories or none. Tensorstore takes a backslash for a slash, and names for UTF-8,
+    and refuses `..`.
     """
-    name = str(path.absolute())
+    name = os.path.realpath(path)
     if not re.search(r"[][?*\\\ud800-\udfff]", name) or not path.exists():
-        return None, path.absolute()
+        return None, pathlib.Path(name)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     unnamed = pathlib.Path(f"/proc/self/fd/{descriptor}")
     if not unnamed.exists():

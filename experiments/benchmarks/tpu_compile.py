@@ -39,7 +39,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alexnet_jax import evaluate, model, parallel
+from alexnet_jax import model, parallel
+from alexnet_jax.evaluate import eval_steps
 from alexnet_jax.state import abstract_state
 from alexnet_jax.step import train_step
 from configs import alexnet, alexnet_two_device
@@ -106,7 +107,7 @@ def lowered(program: str, config: ConfigDict, devices: Sequence[Any], rows: int)
     if program != "split":  # pmap's arrays have an axis of devices
         state = jax.tree.map(of_all, state)
     if program in ("evaluate", "ten_crop"):
-        return evaluate.eval_steps(config, sharding)[program == "ten_crop"].lower(state, batch)
+        return eval_steps(config, sharding)[program == "ten_crop"].lower(state, batch)
     network = model.from_config(config, sharding.column_axis)
     step = functools.partial(train_step, model=network, config=config, num_train=NUM_TRAIN)
     return sharding.map(step, updates_state=True).lower(state, batch)

@@ -1,6 +1,7 @@
 """A damaged checkpoint is noticed, named, and moved; the run resumes from the one before it."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -176,3 +177,14 @@ def test_the_next_run_removes_what_a_kill_leaves_of_a_save_and_a_reader_does_not
     assert list(directory.glob("*tmp*"))
     with Checkpoints(run_copy):
         assert not list(directory.glob("*tmp*"))
+
+
+def test_a_run_may_be_named_by_a_path_with_two_dots(config, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    state = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract_state(config))
+    record = RunRecord(config.to_dict(), list("0123456789"), "none", seconds=1.0)
+    with Checkpoints(pathlib.Path("../digits")) as checkpoints:
+        checkpoints.save(1, state, record)
+    assert (tmp_path / "digits" / "checkpoints" / "1").is_dir()
