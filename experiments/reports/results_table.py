@@ -94,11 +94,11 @@ ROWS = (
         means="No difference shows: 0.3 points more, its standard error 0.25."),
     *(
         Row(recipe, f"100 images per class of Imagenette at 72 px, a narrower net, {what}"
-            f" ([overrides](../{RESULTS}/README.md)), cut short: 24 epochs", "finetune", name)
+            f" ([overrides](../{RESULTS}/README.md))", "finetune", name)
         for recipe, name, what in (
             ("folder", "scratch", "from scratch"),
-            ("finetune", "probe", "pretrained on Imagewoof, last layer trained"),
             ("finetune", "finetune", "pretrained on Imagewoof, fine-tuned"),
+            ("finetune", "probe", "pretrained on Imagewoof, last layer trained"),
         )
     ),
 )  # fmt: skip
