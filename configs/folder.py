@@ -6,13 +6,15 @@ Source    the network of configs/alexnet.py, with He's weights, zero biases and 
 Data      `--config.dataset.path=pets` of one folder per class (docs/data.md). The number of classes
           is read from it.
 Hardware  as configs/alexnet.py. On a CPU a core trains about 10 images per second;
-          `--config.dataset.image_size=112 --config.augment.crop=99` is six times as fast.
-Cost      90 epochs: 1,000 images take 2.5 hours on a CPU core, 25 minutes with smaller images.
-Error     top-1, one seed each, photographs of ImageNet's classes, cut short:
-          16 % after 40 epochs on 3 classes of 60 images (99 px crops, 300 held-out images);
-          59 % after 4 epochs on 10 classes of 250 (227 px; results/imagenette_ablations).
+          `--config.dataset.image_size=112 --config.augment.crop=99` is six times as fast, and
+          was as good on few images.
+Cost      90 epochs. 148 images took 12 minutes on two CPU cores (18 images/s); 1,000 take 1.4
+          hours, and a sixth of that when smaller.
+Error     top-1, one seed each, photographs of Imagenette's classes:
+          17 % on 3 classes of 60 images (300 other images; of 32 held-out ones 3 were wrong);
+          59 % after 4 epochs on 10 classes of 250, cut short (results/imagenette_ablations).
 
-What to expect, from runs on 99 px crops, those of 50 epochs and more with half the width:
+What to expect, from shorter runs on 99 px crops, most of them with half the width:
 
 * 60 images per class leave chance within 5 to 10 epochs and are done after 50; 50 images of each of
   two classes, 22 to 26 % error, after 35. From then on the loss on held-out images rises (1.5 after
@@ -20,10 +22,10 @@ What to expect, from runs on 99 px crops, those of 50 epochs and more with half 
 * 250 images of each of ten classes give 43 % after 24 epochs, still falling.
 * Epochs count, not steps: batches of 16, 32 and 64 ended at 25, 21 and 17 % on the 3 classes, where
   one standard error is 2.4 points.
-* The rate counts. At .01 the whole network has 58 % error after 20 epochs where .003 has 22; with
-  half the width .01 is as good as .003, and .03 stays at chance.
+* The rate counts. At .01 the whole network has 58 % error after 20 epochs where .003 has 22, and 16
+  after 40; with half the width .01 is as good as .003, and .03 stays at chance.
 * Half the width is no better. With few images start from a trained network: configs/finetune.py.
-* 50 held-out images know the error to 5 points or so.
+* With 50 held-out images the error is known to 5 points or so.
 
 More than 6,340 images or ten classes have not been tried.
 """

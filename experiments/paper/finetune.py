@@ -133,9 +133,9 @@ def plot(
                 marker=".",
             )
     handles = [Line2D([], [], color=colours[kind], label=text) for kind, text in KINDS.items()]
-    axis.legend(handles=handles, frameon=False, title="a line per seed")
-    axis.set(xlabel="epoch", ylabel="top-1 error on held-out images (%)")
-    axis.set(ylim=(0, 100), xlim=(0, None))
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=2)
+    axis.set(xlabel="epoch, a line per seed", ylabel="top-1 error on held-out images (%)")
+    axis.set_xlim(0, None)
     axis.set_title(title, fontsize=8)
     figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
