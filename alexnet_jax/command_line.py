@@ -187,9 +187,7 @@ def _help(values: flags.FlagValues) -> str:
         f"\nrecipes: {', '.join(sorted(_recipes()))}\n\nflags:",
     ]
     for name in FLAGS:
-        meaning = (values[name].help or "").partition(";\n")[
-            0
-        ]  # absl adds how often it may be given
+        meaning, *_ = (values[name].help or "").split(";\n")  # absl adds how often it may be given
         lines.append(f"  --{name:<14} {meaning}")
     lines.append("\nfields of a config, each --config.FIELD=VALUE:")
     for name, field in FIELDS.items():
