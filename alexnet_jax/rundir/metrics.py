@@ -63,7 +63,7 @@ class MetricsWriter:
         evaluated = record.validation is not None
 
         def stays(step: int, split: str) -> bool:
-            return step < start_step or step == start_step and (split == "train" or evaluated)
+            return step < start_step or step == start_step and (split != "val" or evaluated)
 
         self._lines, self._events = None, None
         if jax.process_index() == 0:  # of several processes one writes

@@ -47,7 +47,7 @@ class Crops(torch.utils.data.Dataset):
         if decode_jpeg:
             image = decode_jpeg(torch.frombuffer(bytearray(stored), dtype=torch.uint8))
         else:
-            pixels = np.array(Image.open(io.BytesIO(stored)).convert("RGB"))
+            pixels = np.array(Image.open(io.BytesIO(stored), formats=("JPEG",)).convert("RGB"))
             image = torch.from_numpy(pixels).permute(2, 0, 1)
         y, x = (int(torch.randint(side - SIDE + 1, ())) for side in image.shape[1:])
         image = image[:, y : y + SIDE, x : x + SIDE]
