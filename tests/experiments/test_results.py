@@ -18,7 +18,7 @@ def test_the_table_is_that_of_the_files():
     assert shown == results_table.table(RESULTS)
 
 
-def test_a_line_shows_mean_and_deviation_of_the_finished_runs(tmp_path):
+def test_a_line_shows_mean_and_deviation_of_the_finished_runs_of_all_files(tmp_path):
     errors = (0.25, 0.26, 0.30)
     runs = [
         {"name": "net", "seed": seed, "status": "finished", "top1_error": error, "epoch": 24.0,
@@ -26,8 +26,10 @@ def test_a_line_shows_mean_and_deviation_of_the_finished_runs(tmp_path):
         for seed, error in enumerate(errors)
     ]  # fmt: skip
     runs.append({"name": "net", "seed": 3, "status": "unfinished", "epoch": 2.0, "sessions": []})
-    (tmp_path / "file.json").write_text(json.dumps({"runs": runs}))
-    line = results_table.line(results_table.Row("alexnet", "data", "file", "net", "26"), tmp_path)
+    for file, recorded in {"file": runs[:2], "apart": runs[2:]}.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps({"runs": recorded}))
+    row = results_table.Row("alexnet", "data", "file apart not_yet", "net", "26")
+    line = results_table.line(row, tmp_path)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[2] == f"27.00 ± {100 * statistics.stdev(errors):.2f}"
     assert cells[3:8] == ["26", "24", "60 s", "a; b", "3 of 4"]
