@@ -48,7 +48,7 @@ def test_the_first_20_losses_do_not_depend_on_the_number_of_devices(tmp_path, da
             f"--workdir={tmp_path / str(n)}",
             f"--config.dataset.data_dir={data_dir}",
             "--config.num_steps=20",
-            "--config.learning_rate=0.05",
+            "--config.learning_rate=0.02",
             devices=n,
         )
         for n in counts
