@@ -9,7 +9,7 @@ again. The same command runs what is missing: a stage that succeeded is left out
 ran out of time is run again.
 
 loop_jpeg            loop.py with 1,024 images per batch, decoded on the host
-fused                fused.py: the fused block against XLA's kernels; needs warp-lang
+fused                fused.py: the fused block against XLA's kernels, where warp-lang is installed
 step_1024            step.py, beside compiled PyTorch
 loop_torch           loop_torch.py: PyTorch, DataLoader with a worker per core
 start_unsearched     start.py, where XLA does not search for the fastest kernels
@@ -41,6 +41,7 @@ ml_collections, simplejpeg, tensorboardX, warp-lang and what `pip check` then fi
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import os
 import pathlib
@@ -125,6 +126,8 @@ def stages(options: argparse.Namespace, images: pathlib.Path) -> dict[str, tuple
     }
     if not torch:
         del found["loop_torch"]
+    if importlib.util.find_spec("warp") is None:
+        del found["fused"]
     if small:
         return {name: (300, command) for name, (_, command) in found.items()}
     return found
