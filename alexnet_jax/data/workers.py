@@ -217,6 +217,7 @@ class _Worker:
         """Return what comes of a task; raise EOFError or OSError where the process ends."""
         unused = [file for file in self._files if not buffers.exists(file)]
         self._files.difference_update(unused)
+        self._progress[0] = 0  # if it has ended meanwhile: the last task may have had more rows
         self._connection.send(Task(split, indices, place.file, place.size, place.start, unused))
         if place.file not in self._files:
             self._files.add(place.file)

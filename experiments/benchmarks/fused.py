@@ -237,10 +237,10 @@ def main() -> None:
         if not args.check:
             fused.refuse_missing()
         found = differences(SMALL if args.check else LAYERS, 2 if args.check else BATCHES[0])
-    except InputError:
+    except (InputError, ModuleNotFoundError):
         print(
-            f"this needs an NVIDIA GPU and NVIDIA Warp (pip install '{fused.WARP}'); --check runs"
-            " small feature maps on a CPU",
+            f"this needs NVIDIA Warp (pip install '{fused.WARP}') and an NVIDIA GPU; with --check"
+            " it runs small feature maps on a CPU",
             file=sys.stderr,
         )
         raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""Everything that a GPU has to answer, in one call: step, loop, start, input, and PyTorch beside.
+"""Everything that a GPU has to answer, in one call: loop, step, input, start, the fused block.
 
     python experiments/benchmarks/gpu.py --out=OUT [--torch_python=TORCH/bin/python] [--seconds=540]
 
@@ -8,12 +8,22 @@ OUT/STAGE.json and OUT/STAGE.log, and then OUT/gpu.json says how it ended and OU
 again. The same command runs what is missing: a stage that succeeded is left out, one that failed or
 ran out of time is run again.
 
-step_1024, step_128   step.py, beside compiled PyTorch (at 128 with CUDA graphs)
-loop_jpeg, loop_raw   loop.py with 1,024 images per batch, decoded on the host, or stored as bytes
-loop_torch            loop_torch.py: PyTorch, DataLoader with a worker per core
-loop_cached           run.py's fastest: 128 images per batch, the set in the device's memory
-start                 start.py with each choice of what XLA searches
-copy, scaling         input.py: a batch to the device; images per second on 1, 2, 4, ... cores
+loop_jpeg            loop.py with 1,024 images per batch, decoded on the host
+fused                fused.py: the fused block against XLA's kernels, where warp-lang is installed
+step_1024            step.py, beside compiled PyTorch
+loop_torch           loop_torch.py: PyTorch, DataLoader with a worker per core
+start_unsearched     start.py, where XLA does not search for the fastest kernels
+scaling              input.py: images per second on 1 core and on 16 (or all)
+start_searched, start_no_fusions    start.py with all of the search, and without that for fusions
+copy                 input.py: a batch to the device
+step_128             as step_1024, PyTorch with CUDA graphs
+loop_raw             as loop_jpeg, of images stored as bytes
+loop_cached          run.py's fastest: 128 images per batch, the set in the device's memory
+start_unchecked      start.py, where results of the search are not compared
+
+By estimate (no GPU has run all of it) one call of nine minutes comes as far as `scaling`, which
+answers each question once. A second call with the same OUT does the rest in six minutes. The loops
+run without XLA's search, as step.py does: it takes a minute for each.
 
 The images are --pictures, a folder with train/<class>/* and val/<class>/*, or composed: 4,096 JPEG
 files of 256 px. A machine without a network needs the packages as files. On one that has a network
@@ -22,7 +32,7 @@ and the same Python and architecture:
     pip download --only-binary=:all: --no-deps -d wheels -r FILE
 
 where FILE names what the machine lacks, with versions (say tensorflow-datasets, array_record,
-ml_collections, simplejpeg, tensorboardX and what `pip check` then finds missing); there
+ml_collections, simplejpeg, tensorboardX, warp-lang and what `pip check` then finds missing); there
 
     pip install --no-index --no-deps --find-links=wheels wheels/*.whl
 
@@ -31,6 +41,7 @@ ml_collections, simplejpeg, tensorboardX and what `pip check` then finds missing
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import os
 import pathlib
@@ -45,7 +56,7 @@ from PIL import Image
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-LEAST = 20  # seconds that must be left to begin a stage
+LEAST = 0.5  # of its limit must be left to begin a stage
 CLASSES = 8
 TINY = (
     "--config.batch_size=8",
@@ -98,21 +109,28 @@ def stages(options: argparse.Namespace, images: pathlib.Path) -> dict[str, tuple
         recipe = ["--config=configs/alexnet.py", *sizes, *data, *fields]
         return [sys.executable, "loop.py", *turns, *recipe]
 
-    limit = 100 if small else 0
     found = {
-        "step_1024": (200, step(1024, "torch_compile")),
-        "loop_jpeg": (150, loop(1024)),
+        "loop_jpeg": (120, loop(1024)),
+        "fused": (180, [sys.executable, "fused.py", *(["--check"] if small else [])]),
+        "step_1024": (150, step(1024, "torch_compile")),
         "loop_torch": (120, _loop_torch(options, images, cores)),
-        "step_128": (200, step(128, "torch_compile_graphs")),
-        "start": (300, _start(small, data)),
-        "loop_raw": (100, loop(1024, "--config.dataset.encoding=raw")),
-        "copy": (60, [sys.executable, "input.py", "copy", "--rounds=3"]),
-        "loop_cached": (120, loop(128, "--config.dataset.cache=device")),
-        "scaling": (240, _scaling(options, images, torch, cores)),
+        "start_unsearched": (60, _start(small, data, "unsearched")),
+        "scaling": (120, _scaling(options, images, torch, cores)),
+        "start_searched": (150, _start(small, data, "searched")),
+        "start_no_fusions": (150, _start(small, data, "no_fusions")),
+        "copy": (60, [sys.executable, "input.py", "copy"]),
+        "step_128": (150, step(128, "torch_compile_graphs")),
+        "loop_raw": (80, loop(1024, "--config.dataset.encoding=raw")),
+        "loop_cached": (80, loop(128, "--config.dataset.cache=device")),
+        "start_unchecked": (150, _start(small, data, "unchecked")),
     }
     if not torch:
         del found["loop_torch"]
-    return {name: (max(limit, seconds), command) for name, (seconds, command) in found.items()}
+    if importlib.util.find_spec("warp") is None:
+        del found["fused"]
+    if small:
+        return {name: (300, command) for name, (_, command) in found.items()}
+    return found
 
 
 def _loop_torch(options: argparse.Namespace, images: pathlib.Path, cores: int) -> list[str]:
@@ -122,19 +140,19 @@ def _loop_torch(options: argparse.Namespace, images: pathlib.Path, cores: int) -
     return [*command, f"--workers={cores}"]
 
 
-def _start(small: bool, data: list[str]) -> list[str]:
+def _start(small: bool, data: list[str], choice: str) -> list[str]:
     sizes = TINY if small else ("--config.dtype=bfloat16", "--config.batch_size=1024")
-    run = " ".join(["configs/alexnet.py", *sizes, *data])
-    choices = ["unsearched"] if small else ["searched", "no_fusions", "unsearched", "unchecked"]
-    steps = 2 if small else 200
-    command = [sys.executable, "start.py", f"--run={run}", "--rounds=1", f"--steps={steps}"]
-    return [*command, "--choices", *choices]
+    # No step waits for images, and none diverges.
+    fields = (*sizes, *data, "--config.dataset.cache=device", "--config.learning_rate=1e-12")
+    run = " ".join(["configs/alexnet.py", *fields])
+    steps = ["--rounds=1", f"--steps={2 if small else 200}"]
+    return [sys.executable, "start.py", f"--run={run}", *steps, "--choices", choice]
 
 
 def _scaling(
     options: argparse.Namespace, images: pathlib.Path, torch: list[str], cores: int
 ) -> list[str]:
-    numbers = ["1"] if options.small else [str(n) for n in (1, 4, 16) if n <= cores]
+    numbers = ["1"] if options.small else ["1", str(min(cores, 16))]
     scratch = f"--scratch={options.out / 'scratch'}"
     command = [sys.executable, "input.py", "scaling", f"--pictures={images}", scratch]
     return [*command, *torch, "--rounds=1", "--kinds", "jpeg", "--cores", *numbers]
@@ -143,6 +161,8 @@ def _scaling(
 def run(name: str, command: list[str], out: pathlib.Path, seconds: float) -> dict[str, Any]:
     """Run a stage, and end it with all its processes after so many seconds; say how it ended."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(out / "cache")}
+    if name.startswith("loop"):
+        environment["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"
     python, script, *arguments = command
     began = time.perf_counter()
     with (out / f"{name}.log").open("w") as log:
@@ -177,6 +197,14 @@ def rates(out: pathlib.Path) -> dict[str, float]:
         for way in ("step", "written" if "written" in record["milliseconds"] else "fed"):
             milliseconds = record["milliseconds"][way][1]
             found[f"{path.stem}, {way}"] = 1e3 * record["batch_size"] / milliseconds
+    if (path := out / "fused.json").exists():
+        for size, kinds in json.loads(path.read_text()).get("steps", {}).items():
+            for kind, row in kinds.items():
+                found[f"step {size}, {kind} block"] = row["images_per_second"]
+    if (path := out / "scaling.json").exists():
+        for peer, numbers in json.loads(path.read_text())["results"]["jpeg"].items():
+            for number, row in numbers.items():
+                found[f"decoding, {number} {peer}"] = row["images_per_second"]
     return found
 
 
@@ -227,8 +255,8 @@ def main() -> None:
             continue
         limit, command = known[name]
         left = options.seconds - (time.monotonic() - began)
-        if left < LEAST:
-            print(f"{name}: no time is left; the same command continues", flush=True)
+        if left < LEAST * limit:
+            print(f"{name}: not enough time is left; the same command continues", flush=True)
             continue
         report["stages"][name] = run(name, command, options.out, min(limit, left))
         report["images_per_second"] = {k: round(v) for k, v in rates(options.out).items()}

@@ -157,7 +157,8 @@ def torch(kind: str, scratch: pathlib.Path, decoder: str = "pillow"):
     labels = [
         int(f.stem.split("_")[1]) if kind != "native" else int(f.parent.name[5:]) for f in files
     ]
-    pixels = np.memmap(scratch / "raw.bin", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
+    if kind == "raw":
+        pixels = np.memmap(scratch / "raw.bin", np.uint8, "r").reshape(-1, SIZE, SIZE, 3)
 
     class Images(torch.utils.data.Dataset):
         def __len__(self):

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--out", help="path without extension")
     given, arguments = parser.parse_known_args()
-    heap.keep()  # as run.py does
+    heap.keep_on_cpu()  # as run.py does
     with tempfile.TemporaryDirectory() as workdir:
         times = measured(arguments, given.steps, given.rounds, pathlib.Path(workdir))
     alone = statistics.median(times["step"])

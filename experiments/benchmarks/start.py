@@ -15,8 +15,9 @@ step      until the first step has been taken and its line is in metrics.jsonl.
 
 On a GPU `--steps=300 --choices searched unchecked no_fusions unsearched` answers what the search
 for the fastest kernels costs and gains. Of each choice, which is made by XLA_FLAGS (CHOICES below),
-it also reports `images_per_second` of the last of so many steps. Evaluations are compiled without a
-search whatever the choice. On a CPU the choices are the same.
+it also reports `images_per_second` of the last of so many steps, which no evaluation interrupts;
+with `dataset.cache=device` they do not wait for images. Evaluations are compiled without a search
+whatever the choice. On a CPU the choices are the same.
 """
 
 import argparse
@@ -53,6 +54,7 @@ def measure(arguments: list[str], home: pathlib.Path, choice: str, steps: int) -
     And the `images_per_second` of step number `steps`, if that is not the first.
     """
     command = [sys.executable, "run.py"]
+    only_steps = [f"--config.num_steps={steps}", "--config.eval_every_epochs=1000000"]
     environment = os.environ | {"XDG_CACHE_HOME": str(home)}
     environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHOICES[choice]}".strip()
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -62,7 +64,7 @@ def measure(arguments: list[str], home: pathlib.Path, choice: str, steps: int) -
     with tempfile.TemporaryDirectory() as workdir:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*command, *arguments, f"--config.num_steps={steps}", f"--workdir={workdir}/run"],
+            [*command, *arguments, *only_steps, f"--workdir={workdir}/run"],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,

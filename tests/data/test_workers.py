@@ -201,6 +201,17 @@ def test_a_worker_that_dies_is_told_with_its_record_and_is_replaced(raw, number,
     assert_same(again, take(3, train_batches(dataset, seed=0, batch_size=64, num_threads=1)))
 
 
+def test_a_worker_that_died_idle_is_told_too(raw):
+    """It had read further in its last task than the next one has rows."""
+    dataset = open_dataset(raw)
+    list(eval_batches(dataset, batch_size=64, split="train", num_workers=1))
+    [pid] = pids(dataset)
+    os.kill(pid, signal.SIGKILL)
+    await_end([pid])
+    with pytest.raises(InputError, match=r"decoded record 0 of .*val.* was killed"):
+        take(1, eval_batches(dataset, batch_size=5, num_workers=1))
+
+
 def test_a_limit_of_this_process_is_not_called_the_end_of_a_worker(raw, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

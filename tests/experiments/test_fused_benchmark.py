@@ -17,10 +17,13 @@ def test_bytes_that_must_move():
     assert fused.least_bytes(7, 8, 2, lrn=False)["both"] == 2 * (2 * 784 + 2 * outputs)
 
 
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fused.py"])
+@pytest.mark.parametrize("flags", [[], ["--check"]])
+def test_without_a_gpu_or_warp_it_says_so_in_one_line(monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["fused.py", *flags])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which --check sets
+    monkeypatch.setitem(sys.modules, "warp", None)
     with pytest.raises(SystemExit) as ended:
         fused.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "needs an NVIDIA GPU" in said and said.count("\n") == 1
+    assert "needs NVIDIA Warp" in said and said.count("\n") == 1
