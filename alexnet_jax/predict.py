@@ -101,11 +101,11 @@ def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
       For each image its `top` classes as (name, probability), the most probable first.
 
     Raises:
-      InputError: `run` holds no checkpoint, an image cannot be read, or `top` is not an integer from
-        1 up.
+      InputError: `run` holds no checkpoint, an image cannot be read, or `top` is not an integer of
+        at least 1.
     """
     if not isinstance(top, int | np.integer) or top < 1:
-        raise InputError(f"top={top!r}: give how many classes to name, an integer from 1 up")
+        raise InputError(f"top={top!r}: give how many classes to name, at least 1")
     classifier = Classifier(run)
     squares = loaded(images, classifier.size)
     return [answer for batch in batches(squares) for answer in classifier(batch, top)]
