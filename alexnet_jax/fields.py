@@ -355,8 +355,9 @@ def shown(value: Any) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return the end of a message: the one of `words` that was probably meant, if there is one."""
-    near = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {each.lower(): each for each in words}
+    near = difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def unknown_field(name: str) -> InputError:

@@ -95,14 +95,17 @@ def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
       images: paths, PIL images, or uint8 arrays (height, width, 3) or (height, width), of any size;
         one, or any number of them. Each is cut and scaled to the stored size of the run's data set,
         and its centre crop is judged.
-      top: how many classes to name.
+      top: how many classes to name, at least 1.
 
     Returns:
       For each image its `top` classes as (name, probability), the most probable first.
 
     Raises:
-      InputError: `run` holds no checkpoint, or an image cannot be read.
+      InputError: `run` holds no checkpoint, an image cannot be read, or `top` is not an integer of
+        at least 1.
     """
+    if not isinstance(top, int | np.integer) or top < 1:
+        raise InputError(f"top={top!r}: give how many classes to name, at least 1")
     classifier = Classifier(run)
     squares = loaded(images, classifier.size)
     return [answer for batch in batches(squares) for answer in classifier(batch, top)]
@@ -188,7 +191,13 @@ def loaded(images: Images, size: int) -> Iterator[np.ndarray]:
     """Yield `images`, one or any number as `predict` takes them, as uint8 (size, size, 3)."""
     one = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
     several: Any = [images] if one else images
+    if not isinstance(several, Iterable):
+        raise InputError(
+            f"{type(images).__name__} is not images: give paths, PIL images or uint8 arrays"
+        )
     for i, image in enumerate(several):
+        if isinstance(image, jax.Array):
+            image = np.asarray(image)
         name = None if isinstance(image, str | os.PathLike) else f"image {i}"
         if isinstance(image, np.ndarray) and image.dtype != np.uint8:
             raise InputError(f"{name} is an array of {image.dtype}: give uint8, 0 to 255")

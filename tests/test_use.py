@@ -8,6 +8,7 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -99,9 +100,10 @@ def test_paths_pil_images_and_arrays_are_the_same_one_or_many(workdir, tmp_path)
     for function in (predict, preprocess, features):
         arguments = ["fc4"] if function is features else []
         of_arrays = function(run, IMAGES[:3], *arguments)
-        for images in (paths, list(map(str, paths)), opened, list(IMAGES[:3]), iter(paths)):
+        on_device = jnp.asarray(IMAGES[:3])
+        for images in (paths, list(map(str, paths)), opened, [*IMAGES[:3]], iter(paths), on_device):
             np.testing.assert_equal(function(run, images, *arguments), of_arrays)
-        for image in (paths[0], str(paths[0]), opened[0], IMAGES[0]):
+        for image in (paths[0], str(paths[0]), opened[0], IMAGES[0], on_device[0]):
             np.testing.assert_allclose(  # another batch size, and so another rounding
                 _numbers(function(run, image, *arguments)), _numbers(of_arrays)[:1], rtol=1e-4
             )
@@ -132,14 +134,25 @@ def test_a_pil_image_is_turned_as_its_orientation_says(workdir, tmp_path):
     [
         ([], "there are no images"),
         (IMAGES[:2].astype(np.float32), "image 0 is an array of float32: give uint8, 0 to 255"),
-        ([IMAGES[0], np.zeros((4, 4, 7), np.uint8)], "image 1 cannot be decoded as an image"),
+        ([IMAGES[0], IMAGES[0, ..., :1]], r"image 1 cannot be decoded .*of shape \(80, 90, 1\)"),
+        (IMAGES[0, :0], r"image 0 cannot be decoded .*of shape \(0, 90, 3\)"),
+        (IMAGES[0, 0, :, 0], r"image 0 cannot be decoded .*of shape \(90,\)"),
+        ([None], "image 0 cannot be decoded .*NoneType is not a path, a PIL image or a uint8"),
+        (7, "int is not images: give paths, PIL images or uint8 arrays"),
         ("nowhere.png", "nowhere.png does not exist"),
     ],
 )
 def test_what_is_no_image_is_named(images, message, workdir):
+    run = restore(workdir)
     for function in (preprocess, features):
         with pytest.raises(InputError, match=message):
-            function(workdir, images, *(["fc4"] if function is features else []))
+            function(run, images, *(["fc4"] if function is features else []))
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.5, "3"])
+def test_how_many_classes_are_named_is_at_least_one(top, workdir):
+    with pytest.raises(InputError, match=f"top={top!r}: give how many classes to name"):
+        predict(workdir, IMAGES[0], top)
 
 
 def _lines(path):

@@ -48,7 +48,7 @@ def confusion_image(counts: Counts, class_names: Sequence[str], title: str) -> I
     top = 2 * _GAP + 2 * _LINE + (_NAME if named else _LINE)
     height = top + max(len(shown) * cell, 8 * _LINE) + _GAP
     room = (height - top) // _LINE
-    lines = _confusions(counts, min(LISTED, room - 1))
+    lines = _confusions(counts, min(LISTED, (room if named else room // 2) - 1))
     if not named:
         lines += _worst_classes(counts, min(LISTED, room - len(lines) - 2))
     width = left + len(names) * cell + 2 * _GAP + (LIST_WIDTH if lines else _NAME)

@@ -117,6 +117,8 @@ def evaluate_folders(
 
 def _folders(images: Any) -> list[str]:
     several = [images] if isinstance(images, str | os.PathLike) else images
+    if isinstance(several, list | tuple) and not several:
+        raise InputError("there are no images: give a folder with one folder per class")
     for folder in several if isinstance(several, list | tuple) else [None]:
         if not isinstance(folder, str | os.PathLike):
             raise InputError("images without labels: give labels=, or a folder of class folders")

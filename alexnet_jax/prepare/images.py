@@ -84,6 +84,8 @@ def load_image(image: ImageLike, size: int, name: str | None = None) -> np.ndarr
 
 def _open(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
+        if not image.size or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)):
+            raise ValueError(f"an array of shape {image.shape}")
         return Image.fromarray(image)
     if isinstance(image, Image.Image):  # a copy: the caller's stays open and as it is
         return ImageOps.exif_transpose(image)
@@ -93,6 +95,8 @@ def _open(image: ImageLike) -> Image.Image:
             image = io.BytesIO(image)
         elif isinstance(image, str | os.PathLike):
             image = regular(image)
+        elif not hasattr(image, "read"):
+            raise TypeError(f"{type(image).__name__} is not a path, a PIL image or a uint8 array")
         return Image.open(image, formats=tuple(FORMATS))
 
 

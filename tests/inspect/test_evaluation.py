@@ -153,6 +153,7 @@ def test_predictions_of_class_folders_are_scored(data, workdir, tmp_path):
             [],
             "classes that the run does not know: 'cats'; did you mean",
         ),
+        (["DOG/1.png"], [], "does not know: 'DOG'; did you mean 'dog'?"),
         (["train/dog/1.png", "val/dog/1.png"], [], "no class folders but train, val: give one"),
         (
             ["1.png"],
@@ -269,16 +270,23 @@ def test_images_and_labels_are_evaluated_in_python(data, workdir):
             evaluate(run, paths[:2], labels, test_crops=False)
     with pytest.raises(InputError, match="images without labels: give labels=, or a folder"):
         evaluate(run, arrays)
+    with pytest.raises(InputError, match="there are no images: give a folder with one folder"):
+        evaluate(run, [])
 
 
-def test_the_matrix_shows_rows_by_class_and_names_the_most_frequent_confusions(monkeypatch):
-    drawn = []
-    fitted = confusion.fitted
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the texts that confusion_image draws, in order."""
+    texts, fitted = [], confusion.fitted
     monkeypatch.setattr(
         confusion,
         "fitted",
-        lambda draw, text, *rest: drawn.append(text) or fitted(draw, text, *rest),
+        lambda draw, text, *rest: texts.append(text) or fitted(draw, text, *rest),
     )
+    return texts
+
+
+def test_the_matrix_shows_rows_by_class_and_names_the_most_frequent_confusions(drawn):
     counts = {"ant": {"ant": 9, "cat": 1}, "cat": {"cat": 4, "ant": 4, "dog": 2}}
     image = np.asarray(confusion_image(counts, CLASSES, "title"))
     assert drawn[drawn.index("Most frequent confusions") :] == [
@@ -297,6 +305,14 @@ def test_the_matrix_shows_rows_by_class_and_names_the_most_frequent_confusions(m
     np.testing.assert_array_equal(red, [[0, 1, 0], [1, 0, 1]])
     assert cells[0, 0].sum() < cells[1, 1].sum()  # the higher share is the darker
     assert cells[1, 0].sum() < cells[1, 2].sum() < cells[0, 1].sum()
+
+
+def test_of_many_classes_confusions_and_classes_of_high_error_are_listed_alike(drawn):
+    names = [f"class {i}" for i in range(120)]
+    counts = {name: {name: 40, **{names[i - j]: j for j in (1, 2)}} for i, name in enumerate(names)}
+    confusion_image(counts, names, "title")
+    listed = drawn[drawn.index(confusion.HEADINGS[0]) :]
+    assert 20 <= listed.index(confusion.HEADINGS[1]) <= len(listed) / 2 + 1
 
 
 @pytest.mark.parametrize(("number", "side"), [(2, 92), (45, 900), (1000, 2000), (3000, 2000)])
