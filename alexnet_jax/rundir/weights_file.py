@@ -60,14 +60,18 @@ def load(path: pathlib.Path) -> tuple[ConfigDict, TrainState, RunRecord]:
     for name, leaf in _kept(abstract).items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise InputError(f"{path} is damaged ({name}); export the run again")
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     params = {
-        layer: {part: jnp.asarray(arrays[f"params/{layer}/{part}"]) for part in parts}
+        layer: {part: arrays[f"params/{layer}/{part}"] for part in parts}
         for layer, parts in abstract.params.items()
     }
-    mean_image = jnp.asarray(arrays["mean_image"])
-    state = dataclasses.replace(state, step=jnp.int32(step), params=params, mean_image=mean_image)
-    return config, state, RunRecord(tree, names)
+    return config, state_of(config, params, arrays["mean_image"], step), RunRecord(tree, names)
+
+
+def state_of(config: ConfigDict, params: Any, mean_image: Any, step: int = 0) -> TrainState:
+    """Return a state of the network of `config` that has these arrays, and zeros for the others."""
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(config))
+    arrays = {"params": params, "mean_image": mean_image}
+    return dataclasses.replace(state, step=jnp.int32(step), **jax.tree.map(jnp.asarray, arrays))
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

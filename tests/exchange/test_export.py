@@ -101,6 +101,7 @@ def _networks():
     yield two_columns
     local = cifar10_13pct.get_config()
     local.model.features = (8,) * len(local.model.features)
+    local.model.input_scale = 0.05  # else the probabilities are 0 and 1
     yield local
 
 
@@ -123,6 +124,13 @@ def test_onnx_computes_the_same_for_any_number_of_images(tmp_path, number):
         _agree(found, predict(tmp_path / "run", list(images), top=10))
 
 
+def test_a_run_whose_images_are_elsewhere_is_exported(config, tmp_path):
+    config.dataset.name, config.dataset.path = "folder", str(tmp_path / "gone")
+    save_run(tmp_path / "run", config)
+    said = exchange.export(tmp_path / "run", "safetensors", tmp_path / "net")
+    assert "8 images of noise, as 'folder' is not prepared here" in said
+
+
 def test_a_missing_package_is_named_with_its_remedy(finished_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -141,7 +149,7 @@ def test_an_export_that_computes_something_else_is_not_written(finished_run, tmp
 
     monkeypatch.setattr(weights_file, "save", wrong)
     with pytest.raises(InputError, match="is not written: its probabilities differ by"):
-        exchange.export(finished_run, "safetensors", tmp_path / "new" / "net.safetensors")
+        exchange.export(finished_run, "safetensors", tmp_path / "new" / "folder" / "net.safetensors")
     assert not (tmp_path / "new").exists()
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save, save_file
 
-from alexnet_jax import InputError, exchange
+from alexnet_jax import InputError, command_line, exchange, predict
 from alexnet_jax import model as model_lib
 from alexnet_jax.layers import walk
 from alexnet_jax.state import abstract_state
@@ -159,6 +160,36 @@ def test_a_file_that_cannot_be_taken_is_refused_in_one_line(tmp_path, content, m
     with pytest.raises(InputError, match=message) as error:
         exchange.check(config)
     assert "\n" not in str(error.value)
+
+
+def test_a_converted_file_is_used_like_a_run(tmp_path, capsys):
+    """As docs/weights.md shows: class names and probabilities of photographs."""
+    config, path = _narrow(caffe_alexnet), tmp_path / "caffe.safetensors"
+    layers = foreign.random_layers(FEATURES, HIDDEN, CLASSES, groups=2)
+    (tmp_path / "net.caffemodel").write_bytes(foreign.caffemodel(layers))
+    names = [f"n0{i} class {i}" for i in range(CLASSES)]
+    exchange.convert(tmp_path / "net.caffemodel", path, config, names)
+
+    squares = foreign.photographs(256)
+    means = np.array([104.00698793, 116.66876762, 122.67891434])
+    crops = (squares[..., ::-1] - means).transpose(0, 3, 1, 2)[:, :, 14:241, 14:241]
+    logits = foreign.forward(layers, crops, STAGES["alexnet"], groups=2)["fc8"]
+    assert [answer[0][0] for answer in predict(path, squares)] == [
+        names[i] for i in logits.argmax(1)
+    ]
+    Image.fromarray(squares[0]).save(tmp_path / "china.png")
+    flags = ["run.py", "--mode=predict", f"--workdir={path}"]
+    assert command_line.main([*flags, f"--images={tmp_path / 'china.png'}"]) == 0
+    assert names[logits[0].argmax()] in capsys.readouterr().out.splitlines()[1]
+    for mode in ("predict", "evaluate"):
+        flags[1] = f"--mode={mode}"
+        assert command_line.main([*flags, f"--images={tmp_path}"]) == 2
+        assert "caffe.safetensors is a file: name the directory" in capsys.readouterr().err
+
+    with pytest.raises(InputError, match="caffe.safetensors exists; remove it"):
+        exchange.convert(tmp_path / "net.caffemodel", path, config, names)
+    with pytest.raises(InputError, match="6 class names, but config.model.num_classes=7"):
+        exchange.convert(tmp_path / "net.caffemodel", tmp_path / "b", config, names[:6])
 
 
 def test_a_file_larger_than_protobuf_allows_is_not_read(tmp_path):
