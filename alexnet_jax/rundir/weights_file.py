@@ -47,8 +47,8 @@ def load(path: pathlib.Path) -> tuple[ConfigDict, TrainState, RunRecord]:
     metadata, arrays = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"{path} is not of --mode=export --format=safetensors; --config.init_from reads files"
-            " of other programs (docs/weights.md)"
+            f"{path} is not of --mode=export --format=safetensors; exchange.convert makes such a"
+            " file from those of other programs (docs/weights.md)"
         )
     try:
         tree, names = (json.loads(metadata[name]) for name in ("config", "class_names"))
@@ -86,7 +86,9 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.n
             head = file.read(9)
         refuse_pickle(path, head)
         if head[8:] != b"{":
-            raise InputError(f"{path} is not a safetensors file")
+            raise InputError(
+                f"{path} is not a safetensors file; for files of other programs see docs/weights.md"
+            )
         with safe_open(path, framework="numpy") as opened:
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}

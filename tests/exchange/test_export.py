@@ -149,7 +149,9 @@ def test_an_export_that_computes_something_else_is_not_written(finished_run, tmp
 
     monkeypatch.setattr(weights_file, "save", wrong)
     with pytest.raises(InputError, match="is not written: its probabilities differ by"):
-        exchange.export(finished_run, "safetensors", tmp_path / "new" / "folder" / "net.safetensors")
+        exchange.export(
+            finished_run, "safetensors", tmp_path / "new" / "folder" / "net.safetensors"
+        )
     assert not (tmp_path / "new").exists()
 
 
