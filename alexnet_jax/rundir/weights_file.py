@@ -94,7 +94,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.n
             metadata = opened.metadata() or {}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # types NumPy lacks
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}); download or export it again") from None

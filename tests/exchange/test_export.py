@@ -94,6 +94,9 @@ def _agree(found, answers):
 
 def _networks():
     """Yield configs that have each stage, layer and way of rounding, narrow."""
+    tiny = runs.tiny_config("none")
+    tiny.model.groups = 2
+    yield tiny
     two_columns = alexnet_2012_code.get_config()
     two_columns.model.features, two_columns.model.hidden = (8, 16, 16, 16, 8), (32, 32)
     two_columns.model.num_classes, two_columns.model.initializer = 10, "he_normal"
@@ -105,7 +108,7 @@ def _networks():
     yield local
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_onnx_computes_the_same_for_any_number_of_images(tmp_path, number):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
@@ -125,6 +128,7 @@ def test_onnx_computes_the_same_for_any_number_of_images(tmp_path, number):
 
 
 def test_a_run_whose_images_are_elsewhere_is_exported(config, tmp_path):
+    runs.one_layer(config.model)
     config.dataset.name, config.dataset.path = "folder", str(tmp_path / "gone")
     save_run(tmp_path / "run", config)
     said = exchange.export(tmp_path / "run", "safetensors", tmp_path / "net")
