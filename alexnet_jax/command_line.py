@@ -366,7 +366,7 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _evaluate(workdir: pathlib.Path, folders: list[str], out: str | None, test_crops: bool) -> None:
-    directory = _directory("out", out) if out else workdir / "evaluation"
+    directory = _output(out, workdir, "evaluation")
     result = evaluate(workdir, [path for path in folders if path], None, directory, test_crops)
     on = f"{result['count']:,} images of {len(result['classes']):,} classes,"
     print(
@@ -382,11 +382,19 @@ def _predict(workdir: pathlib.Path, images: list[str], out: str | None) -> None:
     if not paths:
         raise InputError("--mode=predict needs --images=PATH...")
     if out or any(pathlib.Path(path).is_dir() for path in paths):
-        directory = _directory("out", out) if out else workdir / "predictions"
+        directory = _output(out, workdir, "predictions")
         print(write_predictions(workdir, paths, directory, _show))
         return
     for path, answer in zip(paths, predict(workdir, paths), strict=True):
         _show(path, answer)
+
+
+def _output(out: str | None, workdir: pathlib.Path, name: str) -> pathlib.Path:
+    if out:
+        return _directory("out", out)
+    if workdir.is_file():
+        raise InputError(f"{workdir} is a file: name the directory for what is written, --out=DIR")
+    return workdir / name
 
 
 def _directory(flag: str, value: str) -> pathlib.Path:

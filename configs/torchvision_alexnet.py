@@ -11,9 +11,9 @@ Cost      61,100,840 parameters; 90 epochs.
 Error     as above. Not run on ImageNet yet.
 
 Inputs are scaled by about the mean of torchvision's standard deviations; what its channels differ
-by is in conv1's kernel once weights are loaded. With crops of 224 to 255 the last feature maps are
-6 x 6, and torchvision's adaptive pooling, which is not here, has nothing to do. In training its
-dropout comes before fc6 and fc7, here it comes after them.
+by is in conv1's kernel once weights are loaded. With crops of 223 to 254 the last feature maps are
+6 x 6, and torchvision's adaptive pooling, which does not exist here, has no effect. In training it
+drops inputs of fc6 and fc7; here inputs of fc7 and fc8 are dropped, as in the paper.
 """
 
 from ml_collections import ConfigDict

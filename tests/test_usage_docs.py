@@ -41,3 +41,24 @@ def test_the_lines_for_mlflow_send_every_metric(store, tmp_path, monkeypatch):
         history = client.get_metric_history(sent.info.run_id, name)
         assert sorted((metric.step, metric.value) for metric in history) == values
     assert [file.path for file in client.list_artifacts(sent.info.run_id)] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_the_lines_for_weights_and_biases_log_every_metric(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="not among the requirements: pip install wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_run(tmp_path / "runs" / "digits", [0.5, 0.25])
+    sent, log = [], wandb.Run.log
+    monkeypatch.setattr(
+        wandb.Run, "log", lambda run, data, step: (sent.append((data, step)), log(run, data, step))
+    )
+    exec(block("wandb"), {})
+
+    expected = []
+    for line in (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        step, split = values.pop("step"), values.pop("split")
+        expected.append(({f"{split}/{name}": value for name, value in values.items()}, step))
+    assert sent == expected
+    assert len(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == 1

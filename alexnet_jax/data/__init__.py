@@ -1,6 +1,6 @@
 """Reading: batches of a prepared data set, each a function of (seed, step)."""
 
-from alexnet_jax.data import device_cache
+from alexnet_jax.data import device_cache, messages
 from alexnet_jax.data.batches import blank_batch, eval_batches, train_batches, train_records
 from alexnet_jax.data.dataset import (
     FORMAT,
@@ -23,6 +23,7 @@ __all__ = [
     "device_cache",
     "eval_batches",
     "identity",
+    "messages",
     "open_dataset",
     "same_set",
     "statistics_sha256",

@@ -1,7 +1,8 @@
-"""A run's network as a file for other programs, compared with the run before it gets its name."""
+"""A network as a file: of a run for other programs, and of other programs as ours."""
 
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from alexnet_jax import augment, data
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.exchange import onnx_file
+from alexnet_jax.exchange.weights import load
 from alexnet_jax.host import whole_files
 from alexnet_jax.prepare import is_prepared, prepare
 from alexnet_jax.rundir import RunRecord, checkpoint, weights_file
@@ -40,17 +42,20 @@ def export(workdir: pathlib.Path, form: str, out: pathlib.Path) -> str:
       InputError: there is no checkpoint, `out` exists or cannot be written, a package is missing,
         or the file does not give the same probabilities.
     """
-    if out.exists() or out.is_symlink():
-        raise InputError(f"--out={out} exists; remove it, or name another file")
+    _refuse_existing(out)
     config, state, record = checkpoint.load(workdir)
+    precision = None
     if form == "onnx":
         onnx_file.refuse(config)
         config.dtype = "float32"  # ONNX programs need not know bfloat16
+        precision = "highest"  # onnxruntime's on a CPU; a GPU would take TF32
     images, kind = _images(config)
     with whole_files(out.parent) as scratch:
         file = scratch / out.name
         written = _WRITERS[form](file, config, state, record)
-        difference = np.abs(np.asarray(written(images)) - _network(config, state)(images)).max()
+        with jax.default_matmul_precision(precision):
+            expected = _network(config, state)(images)
+        difference = np.abs(np.asarray(written(images)) - expected).max()
         if not difference <= TOLERANCE:
             raise InputError(
                 f"{out} is not written: its probabilities differ by {difference:.2g} from those of"
@@ -63,9 +68,52 @@ def export(workdir: pathlib.Path, form: str, out: pathlib.Path) -> str:
     )
 
 
+def convert(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: ConfigDict,
+    class_names: Sequence[str],
+    mean: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write the network in a file of another program to `out`, as export does as 'safetensors'.
+
+    `out` is then used like a run: by --mode=predict, evaluate and export, `restore` and `predict`.
+
+    Args:
+      path: as for `load`.
+      out: a file that does not exist.
+      config: as for `load`.
+      class_names: in the order of the network's outputs.
+      mean: as for `load`.
+
+    Raises:
+      InputError: as `load`, `out` exists or cannot be written, or there are too many or too few
+        names.
+    """
+    names, number = [str(name) for name in class_names], config.model.num_classes
+    if len(names) != number:
+        raise InputError(f"{len(names)} class names, but config.model.num_classes={number}")
+    out = pathlib.Path(out)
+    _refuse_existing(out)
+    variables = load(path, config, mean)
+    mean_image = variables["statistics"]["mean_image"]
+    state = weights_file.state_of(config, variables["params"], mean_image)
+    with whole_files(out.parent) as scratch:
+        weights_file.save(scratch / out.name, state, RunRecord(config.to_dict(), names))
+
+
+def _refuse_existing(out: pathlib.Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists; remove it, or name another file")
+
+
 def _images(config: ConfigDict) -> tuple[np.ndarray, str]:
     """Return uint8 images to compare on, and what they are."""
-    if not is_prepared(config.dataset):
+    try:
+        prepared = is_prepared(config.dataset)
+    except InputError:  # its source is on another machine
+        prepared = False
+    if not prepared:
         shape = (8, *[config.dataset.image_size] * 2, 3)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return noise, f"images of noise, as {config.dataset.name!r} is not prepared here"

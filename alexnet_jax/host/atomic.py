@@ -19,7 +19,7 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     is in the way of a file's name, or a disk that is full, raises InputError before any file of
     `directory` is touched.
     """
-    made = not directory.exists()
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.TemporaryDirectory(prefix=".unfinished-", dir=directory)
@@ -34,9 +34,9 @@ def whole_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
                 file.replace(directory / file.name)
             sync(directory)
     except BaseException as error:
-        if made:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
         if isinstance(error, OSError):
             raise InputError(
                 f"{directory} cannot be written ({error.strerror});"

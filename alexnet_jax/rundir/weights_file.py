@@ -47,8 +47,8 @@ def load(path: pathlib.Path) -> tuple[ConfigDict, TrainState, RunRecord]:
     metadata, arrays = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"{path} is not of --mode=export --format=safetensors; --config.init_from reads files"
-            " of other programs (docs/weights.md)"
+            f"{path} is not of --mode=export --format=safetensors; exchange.convert makes such a"
+            " file from those of other programs (docs/weights.md)"
         )
     try:
         tree, names = (json.loads(metadata[name]) for name in ("config", "class_names"))
@@ -60,14 +60,18 @@ def load(path: pathlib.Path) -> tuple[ConfigDict, TrainState, RunRecord]:
     for name, leaf in _kept(abstract).items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise InputError(f"{path} is damaged ({name}); export the run again")
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
     params = {
-        layer: {part: jnp.asarray(arrays[f"params/{layer}/{part}"]) for part in parts}
+        layer: {part: arrays[f"params/{layer}/{part}"] for part in parts}
         for layer, parts in abstract.params.items()
     }
-    mean_image = jnp.asarray(arrays["mean_image"])
-    state = dataclasses.replace(state, step=jnp.int32(step), params=params, mean_image=mean_image)
-    return config, state, RunRecord(tree, names)
+    return config, state_of(config, params, arrays["mean_image"], step), RunRecord(tree, names)
+
+
+def state_of(config: ConfigDict, params: Any, mean_image: Any, step: int = 0) -> TrainState:
+    """Return a state of the network of `config` that has these arrays, and zeros for the others."""
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_state(config))
+    arrays = {"params": params, "mean_image": mean_image}
+    return dataclasses.replace(state, step=jnp.int32(step), **jax.tree.map(jnp.asarray, arrays))
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -82,13 +86,15 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.n
             head = file.read(9)
         refuse_pickle(path, head)
         if head[8:] != b"{":
-            raise InputError(f"{path} is not a safetensors file")
+            raise InputError(
+                f"{path} is not a safetensors file; for files of other programs see docs/weights.md"
+            )
         with safe_open(path, framework="numpy") as opened:
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # types NumPy lacks
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}); download or export it again") from None

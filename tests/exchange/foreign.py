@@ -1,6 +1,8 @@
 """Networks in the formats of other programs, written and computed without our code."""
 
 import io
+import pathlib
+import re
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -171,6 +173,13 @@ def _pool(x):
     padded[:, :, : x.shape[2], : x.shape[3]] = x
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
     return windows[:, :, ::2, ::2].max((-2, -1))
+
+
+def block_of_docs(line):
+    """Return the block of Python in docs/weights.md that has `line`."""
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    [found] = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if line in block]
+    return found
 
 
 def legacy_pickle():

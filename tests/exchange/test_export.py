@@ -94,6 +94,9 @@ def _agree(found, answers):
 
 def _networks():
     """Yield configs that have each stage, layer and way of rounding, narrow."""
+    tiny = runs.tiny_config("none")
+    tiny.model.groups = 2
+    yield tiny
     two_columns = alexnet_2012_code.get_config()
     two_columns.model.features, two_columns.model.hidden = (8, 16, 16, 16, 8), (32, 32)
     two_columns.model.num_classes, two_columns.model.initializer = 10, "he_normal"
@@ -101,10 +104,11 @@ def _networks():
     yield two_columns
     local = cifar10_13pct.get_config()
     local.model.features = (8,) * len(local.model.features)
+    local.model.input_scale = 0.05  # else the probabilities are 0 and 1
     yield local
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_onnx_computes_the_same_for_any_number_of_images(tmp_path, number):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
@@ -121,6 +125,14 @@ def test_onnx_computes_the_same_for_any_number_of_images(tmp_path, number):
         images = noise(count, size, size, 3, seed=count)
         (found,) = session.run(None, {"images": images})
         _agree(found, predict(tmp_path / "run", list(images), top=10))
+
+
+def test_a_run_whose_images_are_elsewhere_is_exported(config, tmp_path):
+    runs.one_layer(config.model)
+    config.dataset.name, config.dataset.path = "folder", str(tmp_path / "gone")
+    save_run(tmp_path / "run", config)
+    said = exchange.export(tmp_path / "run", "safetensors", tmp_path / "net")
+    assert "8 images of noise, as 'folder' is not prepared here" in said
 
 
 def test_a_missing_package_is_named_with_its_remedy(finished_run, tmp_path, monkeypatch):
@@ -141,7 +153,9 @@ def test_an_export_that_computes_something_else_is_not_written(finished_run, tmp
 
     monkeypatch.setattr(weights_file, "save", wrong)
     with pytest.raises(InputError, match="is not written: its probabilities differ by"):
-        exchange.export(finished_run, "safetensors", tmp_path / "new" / "net.safetensors")
+        exchange.export(
+            finished_run, "safetensors", tmp_path / "new" / "folder" / "net.safetensors"
+        )
     assert not (tmp_path / "new").exists()
 
 
