@@ -165,16 +165,16 @@ def sqrt(v: float) -> float: ...
 
 
 @wp.func_native("""
-#ifdef __CUDA_ARCH__
+#if __CUDA_ARCH__ >= 800
     float r;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(v), "f"(0.0f));
     return r;
 #else
-    return v < 0.0f ? 0.0f : v;
+    return v <= 0.0f ? 0.0f : v;
 #endif
 """)
 def relu(v: float) -> float:
-    """Return the larger of v and 0; NaN of NaN."""
+    """Return the larger of v and 0, which is never -0.0 (`larger` compares bits); NaN of NaN."""
 
 
 @wp.func_native("""
