@@ -2,8 +2,8 @@
 
 With the gradients that autodiff gives, these two are the slowest part of the net after the
 convolutions: on a CPU forward and backward together take two to three times as long
-(normalization) and about nine times as long (pooling). Less is kept for the backward pass, too: the
-input alone by the one, a byte per output by the other.
+(normalization) and about nine times as long (pooling). On a CPU and a GPU less is kept for the
+backward pass, too: the input alone by the one, a byte per output by the other.
 """
 
 from functools import partial, reduce

@@ -9,6 +9,7 @@ again. The same command runs what is missing: a stage that succeeded is left out
 ran out of time is run again.
 
 step_1024, step_128   step.py, beside compiled PyTorch (at 128 with CUDA graphs)
+fused                 fused.py, where NVIDIA Warp is installed
 loop_jpeg, loop_raw   loop.py with 1,024 images per batch, decoded on the host, or stored as bytes
 loop_torch            loop_torch.py: PyTorch, DataLoader with a worker per core
 loop_cached           run.py's fastest: 128 images per batch, the set in the device's memory
@@ -22,7 +23,7 @@ and the same Python and architecture:
     pip download --only-binary=:all: --no-deps -d wheels -r FILE
 
 where FILE names what the machine lacks, with versions (say tensorflow-datasets, array_record,
-ml_collections, simplejpeg, tensorboardX and what `pip check` then finds missing); there
+ml_collections, simplejpeg, tensorboardX, warp-lang and what `pip check` then finds missing); there
 
     pip install --no-index --no-deps --find-links=wheels wheels/*.whl
 
@@ -31,6 +32,7 @@ ml_collections, simplejpeg, tensorboardX and what `pip check` then finds missing
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import os
 import pathlib
@@ -104,6 +106,7 @@ def stages(options: argparse.Namespace, images: pathlib.Path) -> dict[str, tuple
         "loop_jpeg": (150, loop(1024)),
         "loop_torch": (120, _loop_torch(options, images, cores)),
         "step_128": (200, step(128, "torch_compile_graphs")),
+        "fused": (180, [sys.executable, "fused.py", *(["--check"] if small else [])]),
         "start": (300, _start(small, data)),
         "loop_raw": (100, loop(1024, "--config.dataset.encoding=raw")),
         "copy": (60, [sys.executable, "input.py", "copy", "--rounds=3"]),
@@ -112,6 +115,8 @@ def stages(options: argparse.Namespace, images: pathlib.Path) -> dict[str, tuple
     }
     if not torch:
         del found["loop_torch"]
+    if importlib.util.find_spec("warp") is None:
+        del found["fused"]
     return {name: (max(limit, seconds), command) for name, (seconds, command) in found.items()}
 
 
