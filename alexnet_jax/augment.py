@@ -79,7 +79,7 @@ def random_crops(
         y, x = jax.random.randint(where, (2,), 0, jnp.array(offsets))
         mean = statistics.mean_image if augment.mean_crop == "same" else None
         reflected = jax.random.bernoulli(mirror) if augment.flip else None
-        ways = {"tpu": partial(_reflect_and_crop, crop=crop), "default": partial(_crop, crop=crop)}
+        ways = {"tpu": partial(_crop_and_reflect, crop=crop), "default": partial(_crop, crop=crop)}
         out = jax.lax.platform_dependent(image, mean, (y, x), reflected, **ways)
         if augment.mean_crop == "centre":
             out -= centre_mean
@@ -102,7 +102,7 @@ def _crop(
     return out if reflected is None else jnp.where(reflected, out[:, ::-1], out)
 
 
-def _reflect_and_crop(
+def _crop_and_reflect(
     image: jax.Array, mean: jax.Array | None, corner: Any, reflected: Any, *, crop: int
 ) -> jax.Array:
     """Return what `_crop` returns, to the bit.
@@ -111,13 +111,14 @@ def _reflect_and_crop(
     """
     if reflected is None:
         return _crop(image, mean, corner, None, crop=crop)
-    y, x = corner
-    corner = y, jnp.where(reflected, image.shape[1] - crop - x, x)
-    out = _crop(jnp.where(reflected, image[:, ::-1], image), None, corner, None, crop=crop)
+    out = jax.lax.dynamic_slice(image, (*corner, 0), (crop, crop, 3))
+    out = jnp.where(reflected, out[:, ::-1], out).astype(jnp.float32)
     if mean is None:
         return out
     # The mean is reflected once for the batch: a crop is cut from one of the two.
-    means, place = jnp.stack([mean, mean[:, ::-1]]), (reflected.astype(jnp.int32), *corner, 0)
+    y, x = corner
+    x = jnp.where(reflected, image.shape[1] - crop - x, x)
+    means, place = jnp.stack([mean, mean[:, ::-1]]), (reflected.astype(jnp.int32), y, x, 0)
     return out - jax.lax.dynamic_slice(means, place, (1, crop, crop, 3))[0]
 
 

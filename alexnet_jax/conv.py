@@ -1,4 +1,4 @@
-"""Convolution whose weight gradient is fast on a CPU, and conv1 on an accelerator.
+"""Convolution whose weight gradient is fast on a CPU, and conv1 on a GPU.
 
 And the locally connected layer, a convolution with a kernel of its own at each position.
 """
@@ -33,9 +33,10 @@ def conv_general_dilated(
 
     The gradient is the same too, but on a CPU the weights' is a sum of matrix products, each over
     the patches of a few images: at a batch of 128 XLA's own takes 1.3 to 5 times as long, at one of
-    32 about as long (docs/performance.md). On anything else a stride over few channels becomes one
-    of 1 over blocks of pixels. Dilated or grouped convolutions and other layouts are left to XLA.
-    `precision` does not affect the gradient. There is no forward-mode gradient.
+    32 about as long (docs/performance.md). On a GPU a stride over few channels becomes one of 1
+    over blocks of pixels; on a TPU this would be more passes over memory. Dilated or grouped
+    convolutions and other layouts are left to XLA. `precision` does not affect the gradient. There
+    is no forward-mode gradient.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -57,8 +58,8 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, plain, strides, padding):
-    elsewhere = partial(_elsewhere, plain=plain, strides=strides, padding=padding)
-    return lax.platform_dependent(x, kernel, cpu=plain, default=elsewhere)
+    blocks = partial(_over_blocks, plain=plain, strides=strides, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=plain, tpu=plain, default=blocks)
 
 
 def _conv_fwd(x, kernel, plain, strides, padding):
@@ -69,22 +70,27 @@ def _conv_bwd(plain, strides, padding, saved, g):
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
 
-    def by_xla(x, g):
-        of_kernel = partial(_elsewhere, x, plain=plain, strides=strides, padding=padding)
-        return jax.linear_transpose(of_kernel, kernel)(g)[0]
+    def by_xla(x, g, conv):
+        return jax.linear_transpose(partial(conv, x), kernel)(g)[0]
 
     dots = partial(_weight_gradient, shape=kernel.shape, strides=strides, padding=padding)
-    return dx, lax.platform_dependent(x, g, cpu=dots, default=by_xla)
+    blocks = partial(_over_blocks, plain=plain, strides=strides, padding=padding)
+    ways = {
+        "cpu": dots,
+        "tpu": partial(by_xla, conv=plain),
+        "default": partial(by_xla, conv=blocks),
+    }
+    return dx, lax.platform_dependent(x, g, **ways)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _elsewhere(x, kernel, *, plain, strides, padding):
-    """Return the convolution as it is computed on anything but a CPU.
+def _over_blocks(x, kernel, *, plain, strides, padding):
+    """Return the convolution as it is computed on a GPU.
 
     Where a stride meets few channels, as in conv1, it is one of stride 1 over blocks of pixels, for
-    the matrix units of accelerators take channels by eights at least.
+    the matrix units take channels by eights at least.
     """
     if max(strides) == 1 or x.shape[-1] >= 8:
         return plain(x, kernel)

@@ -7,8 +7,8 @@ Warp, which compiles them when a program is traced: `pip install warp-lang` is a
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.errors import InputError
 
-WARP = "warp-lang>=1.19,<2"  # as pip takes it; before 1.19 its kernels run on GPUs only
+WARP = "warp-lang>=1.19,<2"  # the extra `fused`; before 1.19 its kernels run on GPUs only
 CHANNELS = 8  # of a thread
 # A thread walks down whole columns if there are as many threads, else down a part of each: some
 # five times as many as an H200 runs at a time.
@@ -38,7 +38,7 @@ def refuse_missing() -> None:
     if not _on_nvidia_gpu():
         device = jax.devices()[0].platform
         raise InputError(
-            f"config.fused_pooling=True needs an NVIDIA GPU, and JAX runs on {device}; take one,"
+            f"config.fused_pooling=True needs an NVIDIA GPU, but JAX runs on {device}; use one,"
             f" {without}"
         )
     if not _has_warp():
@@ -53,7 +53,11 @@ def _on_nvidia_gpu() -> bool:
 
 
 def _has_warp() -> bool:
-    return importlib.util.find_spec("warp") is not None
+    try:
+        version = metadata.version("warp-lang")
+    except metadata.PackageNotFoundError:
+        return False
+    return (1, 19) <= tuple(int(number) for number in version.split(".")[:2]) < (2,)
 
 
 def relu_pool(

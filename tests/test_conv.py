@@ -69,7 +69,7 @@ def test_value_and_gradients_agree_with_the_reference(
 
 
 @pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
-def test_the_gradients_for_accelerators_agree_with_the_reference(
+def test_the_gradients_over_blocks_of_pixels_agree_with_the_reference(
     height, width, kernel, stride, padding
 ):
     x, weights, rng = _case(height, width, kernel)
@@ -79,13 +79,31 @@ def test_the_gradients_for_accelerators_agree_with_the_reference(
     plain = partial(
         lax.conv_general_dilated, window_strides=strides, padding=paddings, dimension_numbers=NHWC
     )
-    way = partial(conv._elsewhere, plain=plain, strides=strides, padding=paddings)
+    way = partial(conv._over_blocks, plain=plain, strides=strides, padding=paddings)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, weights)]
     y, vjp = jax.vjp(jax.jit(way), *arrays)
     agree(y, expected, rtol=1e-6, what="y")
     _, dw = reference.conv_gradients(x, weights, g, stride=stride, padding=padding)
     agree(vjp(jnp.asarray(g, jnp.float32))[1], dw, rtol=1e-6, what="dw")
     assert "stride = [1, 1]" in jax.jit(way).lower(*arrays).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_a_gpu_computes_the_first_layer_over_blocks_of_pixels(platform):
+    images, kernel = jnp.ones((1, 13, 13, 3)), jnp.ones((5, 5, 3, 8))
+    layer = partial(
+        conv.conv_general_dilated,
+        window_strides=(4, 4),
+        padding="VALID",
+        dimension_numbers=NHWC,
+    )
+
+    def loss(images, kernel):
+        return layer(images, kernel).sum()
+
+    traced = jax.jit(jax.value_and_grad(loss, argnums=1)).trace(images, kernel)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stride = [4, 4]" in program) == (platform != "cuda")
 
 
 def test_bfloat16_sums_in_float32(monkeypatch):

@@ -14,7 +14,8 @@ WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 FLOORS = (
     *("errors", "host", "fields", "layers", "config", "data", "prepare"),
     *("ops", "conv", "model", "augment", "optim", "state", "parallel", "step"),
-    *("rundir", "exchange", "fused_kernels", "fused", "setting", "evaluate", "train", "predict"),
+    *("rundir", "exchange", "fused_native", "fused_kernels", "fused"),
+    *("setting", "evaluate", "train", "predict"),
     *("inspect", "configs", "command_line", "__main__"),
 )
 

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import alexnet_jax
+from alexnet_jax import fused
 from tests import runs
 
 FOLDERS = ("alexnet_jax", "configs", "experiments", "notebooks", "tests")
@@ -73,7 +74,10 @@ def test_the_wheel_asks_for_what_requirements_txt_lists(wheel):
     listed = [line.partition("#")[0].strip() for line in lines]
     assert {r for r in asked if not r.marker} == {Requirement(line) for line in listed if line}
     optional = {(r.name, *r.extras) for r in asked if r.marker}
-    assert optional == {("jax", "cuda13"), ("jax", "tpu"), ("onnx",), ("onnxruntime",)}
+    names = {("jax", "cuda13"), ("jax", "tpu"), ("onnx",), ("onnxruntime",), ("warp-lang",)}
+    assert optional == names
+    [warp] = [r for r in asked if r.name == "warp-lang"]
+    assert warp.specifier == Requirement(fused.WARP).specifier
 
 
 def test_the_wheel_states_version_license_and_command(wheel):
