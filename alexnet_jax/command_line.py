@@ -4,6 +4,7 @@ What is wrong with it is one line on stderr, and exit code 2, before anything is
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -119,8 +120,8 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     """
     argv = ["run.py", *arguments]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=_with_path(argv))
-    _parse_flags(values, _with_path(argv))
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=_recipe_first(argv))
+    _parse_flags(values, _recipe_first(argv))
     return values["config"].value
 
 
@@ -132,7 +133,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
         None,
         "Recipe: a path, or a name such as alexnet. --config.FIELD=VALUE overrides a field.",
         flag_values=values,
-        sys_argv=_with_path(argv),
+        sys_argv=_recipe_first(argv),
     )
     where: Any = {"flag_values": values}
     flags.DEFINE_string("workdir", None, "Directory of the run.", **where)
@@ -200,18 +201,20 @@ def _recipes() -> dict[str, pathlib.Path]:
     return {path.stem: path for path in RECIPES.glob("*.py") if path.stem != "__init__"}
 
 
-def _with_path(argv: Sequence[str]) -> list[str]:
-    """Return `argv` with the path of a recipe in place of its name."""
-    found = list(argv)
-    for i, argument in enumerate(argv):
+def _recipe_first(argv: Sequence[str]) -> list[str]:
+    """Return `argv` with a recipe's path in place of its name, before the fields it is given."""
+    recipe, others, rest = [], [], iter(argv[1:])
+    for argument in rest:
         flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        if equals:
-            found[i] = f"{flag}={_path(value)}"
-        elif i + 1 < len(argv):
-            found[i + 1] = _path(argv[i + 1])
-    return found
+        if argument == "--":
+            others += [argument, *rest]
+        elif flag not in ("--config", "-config"):
+            others.append(argument)
+        elif equals:
+            recipe.append(f"{flag}={_path(value)}")
+        else:
+            recipe += [flag, *map(_path, itertools.islice(rest, 1))]
+    return [argv[0], *recipe, *others]
 
 
 def _path(recipe: str) -> str:
@@ -221,7 +224,7 @@ def _path(recipe: str) -> str:
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parse the flags and return what is left of `argv`; raise InputError for whatever fails."""
-    rest = _parse_flags(values, _with_path(argv))
+    rest = _parse_flags(values, _recipe_first(argv))
     mode = values["mode"].value
     if values["config"].value is not None:
         config_lib.validate(values["config"].value)
@@ -368,7 +371,8 @@ def _dispatch(values: flags.FlagValues, arguments: list[str]) -> None:
 def _evaluate(workdir: pathlib.Path, folders: list[str], out: str | None, test_crops: bool) -> None:
     directory = _output(out, workdir, "evaluation")
     result = evaluate(workdir, [path for path in folders if path], None, directory, test_crops)
-    on = f"{result['count']:,} images of {len(result['classes']):,} classes,"
+    classes = len(result["classes"])
+    on = f"{result['count']:,} images of {classes:,} class{'es' * (classes != 1)},"
     print(
         f"{workdir}: {_errors(result, result['num_classes'], on)};"
         f" skipped {result['not_images']:,} files that are not images,"

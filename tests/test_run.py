@@ -66,6 +66,13 @@ def test_outside_the_repository_recipes_are_offered_by_name(tmp_path, monkeypatc
         assert err == f"error: --config={recipe} does not exist; did you mean 'alexnet'?\n"
 
 
+@pytest.mark.parametrize("recipe", [["--config=quickstart"], ["--config", "quickstart"]])
+def test_fields_may_stand_before_the_recipe(recipe):
+    code, out, err = command("--config.model.hidden=(10,20)", "--mode=summary", *recipe)
+    assert code == 0, err
+    assert re.search(r"^fc7 .* 20 ", out, re.MULTILINE), out
+
+
 def test_a_workdir_that_is_a_file_is_refused(tmp_path, data_dir):
     (tmp_path / "run").write_text("mine")
     code, _, err = command(
