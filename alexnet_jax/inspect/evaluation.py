@@ -158,7 +158,9 @@ def _labelled(
     for i, label in enumerate(given):
         if isinstance(label, str):
             if label not in names:
-                raise InputError(f"labels[{i}]={label!r} is no class{nearest(label, names)}")
+                raise InputError(
+                    f"labels[{i}]={label!r} is not a class of the run{nearest(label, names)}"
+                )
         elif not isinstance(label, int | np.integer) or not 0 <= label < len(names):
             raise InputError(f"labels[{i}]={label!r}: give names, or 0 to {len(names) - 1}")
     number = 0

@@ -56,8 +56,8 @@ def test_what_does_not_fit_is_initialised_as_without_it_and_named(config, digits
     assert np.array_equal(state.mean_image, fresh.mean_image)
     assert capsys.readouterr().err.splitlines() == [
         f"init_from={source}: loaded conv1, conv2, conv3, fc4",
-        f"init_from={source}: initialised fc5 is (16, 10) there, (16, 3) in config.model; the mean"
-        " image, which has another size",
+        f"init_from={source}: initialised fc5 (there (16, 10), in config.model (16, 3)), the"
+        " mean image (another size)",
         f"warning: init_from={source} was trained with model.lrn.k=2.0 (now 1.5)",
     ]
 
@@ -90,7 +90,7 @@ def test_load_gives_what_restore_gives(source):
 
 def test_load_refuses_another_network(source, config):
     config.model.num_classes = 3
-    with pytest.raises(InputError, match=r"of another network: fc5 is \(16, 10\) there, \(16, 3\)"):
+    with pytest.raises(InputError, match=r"of another network: fc5 \(there \(16, 10\), in"):
         exchange.load(source, config)
 
 
@@ -98,7 +98,7 @@ def test_load_refuses_another_network(source, config):
     ("name", "message"),
     [
         ("nowhere", "nowhere does not exist; init_from takes a run directory"),
-        ("other", r"no layer fits: conv1 is \(9, 9, 3, 8\) there, \(11, 11, 3, 8\) in config.mod"),
+        ("other", r"no layer fits: conv1 \(there \(9, 9, 3, 8\), in config.model \(11, 11, 3, 8\)"),
         ("empty", "empty is not a run directory"),
         ("source/checkpoints/7", "holds no checkpoint of step 7; it holds 0"),
     ],
