@@ -112,7 +112,9 @@ def _warn_of_another_function(weights: Weights, config: ConfigDict) -> None:
         dict(config_lib.flatten(weights.config.model)),
         dict(config_lib.flatten(config.model)),
     )
-    silent = ("num_classes", "biases", "dropout", "initializer", "init_std", "init_stds")
+    silent = ["num_classes", "biases", "initializer", "init_std", "init_stds"]
+    if config.model.dropout_scaling == "train":  # else the outputs are scaled by 1 - dropout
+        silent.append("dropout")
     changed = [
         f"model.{name}={shown(was[name])} (now {shown(now[name])})"
         for name in now

@@ -62,6 +62,18 @@ def test_what_does_not_fit_is_initialised_as_without_it_and_named(config, digits
     ]
 
 
+@pytest.mark.parametrize("scaling", ["test", "train"])
+def test_another_dropout_is_another_function_if_outputs_are_scaled(
+    config, digits, tmp_path, capsys, scaling
+):
+    config.model.dropout_scaling, config.model.dropout = scaling, 0.5
+    save_run(tmp_path / "scaled", config)
+    config.init_from, config.model.dropout = str(tmp_path / "scaled"), 0.25
+    exchange.initialised(initial_state(config, statistics_of(digits, config.augment)), config)
+    warned = "was trained with model.dropout=0.5 (now 0.25)" in capsys.readouterr().err
+    assert warned == (scaling == "test")
+
+
 @pytest.mark.parametrize("parallel", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
 def test_only_a_new_run_begins_there_and_its_config_says_so(config, source, tmp_path, parallel):
     """With a rate of almost 0 the run ends with what it began with."""
