@@ -86,12 +86,12 @@ def _log_probabilities(
     return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
 
-def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
+def predict(workdir: Run, images: Images, top: int = 5) -> list[Answer]:
     """Classify images with the best checkpoint of a run.
 
     Args:
-      run: the directory of a run, finished or not; or what `restore` returned, which is quicker for
-        several calls.
+      workdir: the directory of a run, finished or not; or what `restore` returned, which is quicker
+        for several calls.
       images: paths, PIL images, or uint8 arrays (height, width, 3) or (height, width), of any size;
         one, or any number of them. Each is cut and scaled to the stored size of the run's data set,
         and its centre crop is judged.
@@ -101,12 +101,12 @@ def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
       For each image its `top` classes as (name, probability), the most probable first.
 
     Raises:
-      InputError: `run` holds no checkpoint, an image cannot be read, or `top` is not an integer of
-        at least 1.
+      InputError: `workdir` holds no checkpoint, an image cannot be read, or `top` is not an integer
+        of at least 1.
     """
     if not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top={top!r}: give how many classes to name, at least 1")
-    classifier = Classifier(run)
+    classifier = Classifier(workdir)
     squares = loaded(images, classifier.size)
     return [answer for batch in batches(squares) for answer in classifier(batch, top)]
 
@@ -115,7 +115,7 @@ def preprocess(run: Run, images: Images) -> np.ndarray:
     """Return what the network of a run sees of images, for `model.apply`.
 
     Args:
-      run: as for `predict`.
+      run: as `workdir` of `predict`.
       images: as for `predict`.
 
     Returns:
@@ -136,7 +136,7 @@ def features(run: Run, images: Images, layer: str = "fc7") -> np.ndarray:
     """Return the outputs of one layer for images, computed in batches.
 
     Args:
-      run: as for `predict`.
+      run: as `workdir` of `predict`.
       images: as for `predict`; their centre crops are seen.
       layer: 'conv1' to 'conv5', 'fc6', 'fc7' or 'fc8', or as the layers of the run are named. The
         ReLU (or tanh) that directly follows a layer belongs to it, as in Caffe: 'fc6' and 'fc7' are

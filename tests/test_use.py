@@ -108,7 +108,7 @@ def test_paths_pil_images_and_arrays_are_the_same_one_or_many(workdir, tmp_path)
                 _numbers(function(run, image, *arguments)), _numbers(of_arrays)[:1], rtol=1e-4
             )
     assert opened[0].getpixel((0, 0)) == tuple(IMAGES[0, 0, 0])  # still open
-    assert predict(workdir, paths) == predict(run, paths)
+    assert predict(workdir=workdir, images=paths, top=5) == predict(run, paths)
 
 
 def _numbers(found):
