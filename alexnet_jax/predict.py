@@ -20,6 +20,7 @@ from alexnet_jax.fields import nearest
 from alexnet_jax.layers import walk
 from alexnet_jax.prepare import load_image
 from alexnet_jax.rundir import Restored, restore
+from alexnet_jax.step import log_probabilities
 
 BATCH = 32
 Path = str | os.PathLike[str]
@@ -59,7 +60,7 @@ class Classifier:
         `config.augment.test_crops` says, as in the last evaluation of a run.
         """
         images = np.stack(squares)
-        scores = _log_probabilities(self._variables, images, self._config, test_crops)
+        scores = _scores(self._variables, images, self._config, test_crops)
         return [self._best(row, top) for row in np.asarray(scores)]
 
     def _best(self, row: np.ndarray, top: int) -> Answer:
@@ -69,21 +70,12 @@ class Classifier:
 
 # Compiled once per process for each config and number of images, however many calls there are.
 @functools.partial(jax.jit, static_argnames=("config", "test_crops"))
-def _log_probabilities(
+def _scores(
     variables: Any, images: jax.Array, config: FrozenConfigDict, test_crops: bool
 ) -> jax.Array:
-    """Return (batch, classes) float32, by which `step.eval_step` ranks classes too."""
-    model, mean_image = model_lib.from_config(config), variables["statistics"]["mean_image"]
-
-    def of_crops(crops: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, crops)
-        return jax.nn.log_softmax(logits)
-
-    if not test_crops:
-        return of_crops(augment.centre_crop(images, mean_image, config.augment.crop))
-    crops = augment.evaluation_crops(images, mean_image, config.augment)
-    each = jax.lax.map(of_crops, crops)
-    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    network = functools.partial(model_lib.from_config(config).apply, variables)
+    mean_image = variables["statistics"]["mean_image"]
+    return log_probabilities(network, images, mean_image, config, test_crops)
 
 
 def predict(workdir: Run, images: Images, top: int = 5) -> list[Answer]:

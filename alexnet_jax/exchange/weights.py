@@ -126,7 +126,7 @@ def _warn_of_another_function(weights: Weights, config: ConfigDict) -> None:
 
 
 def _read(field: str, text: str, config: ConfigDict) -> Weights:
-    """Return the weights in `text`, the path in `field`, laid out for `config`; raise InputError."""
+    """Return the weights at `text`, the path in `field`, laid out for `config`."""
     path = expanded(field, text)
     absolute = path.absolute()
     if re.fullmatch("[0-9]+", absolute.name) and absolute.parent.name == "checkpoints":
