@@ -46,7 +46,7 @@ class Classifier:
     def __init__(self, run: Run) -> None:
         restored = restored_from(run)
         _, self._variables, config = restored
-        self._config = FrozenConfigDict(config)
+        self._config = _frozen(config)
         self.size: int = config.dataset.image_size
         self.step = restored.step
         self.class_names: Sequence[str] = restored.class_names
@@ -66,6 +66,12 @@ class Classifier:
     def _best(self, row: np.ndarray, top: int) -> Answer:
         order = np.argsort(-row, kind="stable")[:top]
         return [(self.class_names[i], float(np.exp(row[i]))) for i in order]
+
+
+def _frozen(config: ConfigDict) -> FrozenConfigDict:
+    # Of a copy: a FrozenConfigDict compares the groups of the ConfigDict that it is made of, so a
+    # later change there would make it equal to the changed config, and find the wrong program.
+    return FrozenConfigDict(config.to_dict())
 
 
 # Compiled once per process for each config and number of images, however many calls there are.
@@ -143,7 +149,7 @@ def features(run: Run, images: Images, layer: str = "fc7") -> np.ndarray:
       InputError: as `predict`, the run has no such layer, or there are no images.
     """
     _, variables, config = restored_from(run)
-    name, frozen = _output_of(layer, config), FrozenConfigDict(config)
+    name, frozen = _output_of(layer, config), _frozen(config)
     squares = batches(loaded(images, config.dataset.image_size))
     return _joined(_output(variables, np.stack(batch), frozen, name) for batch in squares)
 

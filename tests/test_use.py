@@ -83,6 +83,14 @@ def test_the_default_layer_is_fc7(tmp_path):
     assert features(run, IMAGES[0], "fc8").min() < 0
 
 
+def test_no_program_of_the_same_config_before_a_change_is_used(workdir):
+    run = restore(workdir)
+    logits, [answer] = features(run, IMAGES[0], "fc5"), predict(run, IMAGES[0])
+    run.config.model.dropout_scaling = "train"
+    assert not np.allclose(features(run, IMAGES[0], "fc5"), logits)
+    assert predict(run, IMAGES[0]) != [answer]
+
+
 def test_inputs_are_the_centre_crops_less_the_mean_image(workdir):
     _, variables, _ = restore(workdir)
     square = RNG.integers(0, 256, (72, 72, 3), np.uint8)  # as stored: neither cut nor scaled
