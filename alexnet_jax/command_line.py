@@ -4,7 +4,6 @@ What is wrong with it is one line on stderr, and exit code 2, before anything is
 """
 
 import contextlib
-import itertools
 import os
 import pathlib
 import re
@@ -212,8 +211,10 @@ def _recipe_first(argv: Sequence[str]) -> list[str]:
             others.append(argument)
         elif equals:
             recipe.append(f"{flag}={_path(value)}")
+        elif value := next(rest, ""):
+            recipe += [flag, _path(value)]
         else:
-            recipe += [flag, *map(_path, itertools.islice(rest, 1))]
+            others.append(flag)  # to be refused
     return [argv[0], *recipe, *others]
 
 

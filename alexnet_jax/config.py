@@ -96,12 +96,8 @@ def _validate_layers(model: ConfigDict) -> None:
 def _accepted(field: Field, value: Any) -> bool:
     try:
         return field.accepts(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # a tuple of something else, 10**400
+    # Of a tuple of something else, or 10**400.
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 
 

@@ -50,7 +50,9 @@ def _choice(*names: str) -> Field:
     return Field(str, lambda v: v in names, "one of " + ", ".join(map(repr, names)), names)
 
 
-def _integers(low: int, high: int = 65536) -> Field:
+def _integers(low: int) -> Field:
+    high = 65536
+
     def accepts(v: tuple) -> bool:
         return all(type(i) is int and low <= i <= high for i in v)
 

@@ -56,8 +56,8 @@ class AlexNet(nn.Module):
     libraries. The networks are the same but for the scale of weights and learning rates: with the
     same ones, the layer after a 'train' dropout moves four times as far in a step.
 
-    Parameters: `layers` and, their numbers going on, the fully connected ones (conv1 to conv5, fc6
-    to fc8), each `kernel` (HWIO, or in x out) and `bias`. Layers named local1, ... are
+    Parameters: `layers` and the fully connected ones, which are numbered after them (conv1 to
+    conv5, fc6 to fc8), each `kernel` (HWIO, or in x out) and `bias`. Layers named local1, ... are
     locally connected: a kernel for each position (ConvLocal).
     """
 
@@ -141,7 +141,7 @@ class AlexNet(nn.Module):
         return logits.astype(jnp.float32)
 
     def _convolution(self, i: int, name: str, x: jax.Array) -> Any:
-        """Return the layer's output, or where what follows is fused that without bias, and it."""
+        """Return the layer's output; where what follows is fused, without bias, and the bias."""
         low, kernel, stride = self.padding[i], self.kernels[i], self.strides[i]
         over = [0, 0]
         if self.ceil_mode:

@@ -20,6 +20,7 @@ from alexnet_jax.fields import nearest
 from alexnet_jax.layers import walk
 from alexnet_jax.prepare import load_image
 from alexnet_jax.rundir import Restored, restore
+from alexnet_jax.step import log_probabilities
 
 BATCH = 32
 Path = str | os.PathLike[str]
@@ -45,7 +46,7 @@ class Classifier:
     def __init__(self, run: Run) -> None:
         restored = restored_from(run)
         _, self._variables, config = restored
-        self._config = FrozenConfigDict(config)
+        self._config = _frozen(config)
         self.size: int = config.dataset.image_size
         self.step = restored.step
         self.class_names: Sequence[str] = restored.class_names
@@ -59,7 +60,7 @@ class Classifier:
         `config.augment.test_crops` says, as in the last evaluation of a run.
         """
         images = np.stack(squares)
-        scores = _log_probabilities(self._variables, images, self._config, test_crops)
+        scores = _scores(self._variables, images, self._config, test_crops)
         return [self._best(row, top) for row in np.asarray(scores)]
 
     def _best(self, row: np.ndarray, top: int) -> Answer:
@@ -67,31 +68,28 @@ class Classifier:
         return [(self.class_names[i], float(np.exp(row[i]))) for i in order]
 
 
+def _frozen(config: ConfigDict) -> FrozenConfigDict:
+    # Of a copy: a FrozenConfigDict compares the groups of the ConfigDict that it is made of, so a
+    # later change there would make it equal to the changed config, and find the wrong program.
+    return FrozenConfigDict(config.to_dict())
+
+
 # Compiled once per process for each config and number of images, however many calls there are.
 @functools.partial(jax.jit, static_argnames=("config", "test_crops"))
-def _log_probabilities(
+def _scores(
     variables: Any, images: jax.Array, config: FrozenConfigDict, test_crops: bool
 ) -> jax.Array:
-    """Return (batch, classes) float32, by which `step.eval_step` ranks classes too."""
-    model, mean_image = model_lib.from_config(config), variables["statistics"]["mean_image"]
-
-    def of_crops(crops: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, crops)
-        return jax.nn.log_softmax(logits)
-
-    if not test_crops:
-        return of_crops(augment.centre_crop(images, mean_image, config.augment.crop))
-    crops = augment.evaluation_crops(images, mean_image, config.augment)
-    each = jax.lax.map(of_crops, crops)
-    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    network = functools.partial(model_lib.from_config(config).apply, variables)
+    mean_image = variables["statistics"]["mean_image"]
+    return log_probabilities(network, images, mean_image, config, test_crops)
 
 
-def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
+def predict(workdir: Run, images: Images, top: int = 5) -> list[Answer]:
     """Classify images with the best checkpoint of a run.
 
     Args:
-      run: the directory of a run, finished or not; or what `restore` returned, which is quicker for
-        several calls.
+      workdir: the directory of a run, finished or not; or what `restore` returned, which is quicker
+        for several calls.
       images: paths, PIL images, or uint8 arrays (height, width, 3) or (height, width), of any size;
         one, or any number of them. Each is cut and scaled to the stored size of the run's data set,
         and its centre crop is judged.
@@ -101,12 +99,12 @@ def predict(run: Run, images: Images, top: int = 5) -> list[Answer]:
       For each image its `top` classes as (name, probability), the most probable first.
 
     Raises:
-      InputError: `run` holds no checkpoint, an image cannot be read, or `top` is not an integer of
-        at least 1.
+      InputError: `workdir` holds no checkpoint, an image cannot be read, or `top` is not an integer
+        of at least 1.
     """
     if not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top={top!r}: give how many classes to name, at least 1")
-    classifier = Classifier(run)
+    classifier = Classifier(workdir)
     squares = loaded(images, classifier.size)
     return [answer for batch in batches(squares) for answer in classifier(batch, top)]
 
@@ -115,7 +113,7 @@ def preprocess(run: Run, images: Images) -> np.ndarray:
     """Return what the network of a run sees of images, for `model.apply`.
 
     Args:
-      run: as for `predict`.
+      run: as `workdir` of `predict`.
       images: as for `predict`.
 
     Returns:
@@ -136,7 +134,7 @@ def features(run: Run, images: Images, layer: str = "fc7") -> np.ndarray:
     """Return the outputs of one layer for images, computed in batches.
 
     Args:
-      run: as for `predict`.
+      run: as `workdir` of `predict`.
       images: as for `predict`; their centre crops are seen.
       layer: 'conv1' to 'conv5', 'fc6', 'fc7' or 'fc8', or as the layers of the run are named. The
         ReLU (or tanh) that directly follows a layer belongs to it, as in Caffe: 'fc6' and 'fc7' are
@@ -151,7 +149,7 @@ def features(run: Run, images: Images, layer: str = "fc7") -> np.ndarray:
       InputError: as `predict`, the run has no such layer, or there are no images.
     """
     _, variables, config = restored_from(run)
-    name, frozen = _output_of(layer, config), FrozenConfigDict(config)
+    name, frozen = _output_of(layer, config), _frozen(config)
     squares = batches(loaded(images, config.dataset.image_size))
     return _joined(_output(variables, np.stack(batch), frozen, name) for batch in squares)
 

@@ -82,28 +82,43 @@ def eval_step(
     """Return the sums over all devices of the batch's losses and errors, and its `count`.
 
     The function of one device, under the axis parallel.DATA. `batch` holds `image` (rows, size,
-    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. The centre crop is
-    judged, or with `ten_crop` the mean of the softmax outputs of ten crops (section 4.1): of those
-    that `config.augment` asks for, five where the recipe reflects nothing.
+    size, 3) uint8, `label` (rows,) and `mask` (rows,), False for padding. `ten_crop` is as for
+    `log_probabilities`.
     """
-    if ten_crop:
-        images = augment.evaluation_crops(batch["image"], state.mean_image, config.augment)
-    else:
-        images = augment.centre_crop(batch["image"], state.mean_image, config.augment.crop)
-
-    def log_probabilities(images: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": state.params}, images)
-        return jax.nn.log_softmax(logits)
-
-    if ten_crop:
-        each = jax.lax.map(log_probabilities, images)
-        scores = jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
-    else:
-        scores = log_probabilities(images)
+    network = functools.partial(model.apply, {"params": state.params})
+    scores = log_probabilities(network, batch["image"], state.mean_image, config, ten_crop)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     values = {"loss": losses, **errors(scores, batch["label"]), "count": jnp.ones_like(losses)}
     sums = {name: jnp.sum(v, where=batch["mask"]) for name, v in values.items()}
     return jax.lax.psum(sums, parallel.DATA)
+
+
+def log_probabilities(
+    network: Callable[[jax.Array], Any],
+    images: jax.Array,
+    mean_image: jax.Array,
+    config: ConfigDict,
+    ten_crop: bool,
+) -> jax.Array:
+    """Return (batch, classes) float32, by which classes are ranked in evaluation and prediction.
+
+    Args:
+      network: returns the logits of crops.
+      images: (batch, size, size, 3) uint8.
+      mean_image: (size, size, 3) float32.
+      config: of the run.
+      ten_crop: whether to take the mean of the softmax outputs of ten crops (section 4.1), or of
+        those that `config.augment` asks for, five where the recipe reflects nothing; otherwise the
+        centre crop is judged.
+    """
+
+    def of_crops(crops: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(network(crops))
+
+    if not ten_crop:
+        return of_crops(augment.centre_crop(images, mean_image, config.augment.crop))
+    each = jax.lax.map(of_crops, augment.evaluation_crops(images, mean_image, config.augment))
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
 
 def errors(scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

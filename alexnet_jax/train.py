@@ -79,7 +79,7 @@ def train_and_evaluate(
 
     Args:
       config: as a recipe's get_config() returns it, with what fields were changed.
-      workdir: the run directory; made if it is not there.
+      workdir: the run directory; made if it does not exist.
       stop: context whose `requested` is polled between steps; by default SIGINT and SIGTERM set it.
       callback: see `train`.
 
@@ -95,7 +95,7 @@ def train_and_evaluate(
     workdir, primary = pathlib.Path(workdir), jax.process_index() == 0  # of several one writes
     config_lib.validate(config)
     resume.check(workdir, config)
-    if config.init_from and resume.begins(workdir):
+    if config.init_from and resume.is_new(workdir):
         # Before the data are prepared, which may say how many classes there are: 2 stand in for it.
         exchange.check(config_lib.with_num_classes(config, 2))
     setting = open_setting(config)
@@ -333,8 +333,8 @@ def lowered_step(setting: Setting, state: TrainState, cached: dict[str, Any]) ->
 def cached_rows(setting: Setting) -> dict[str, Any]:
     """Return this process's rows of what every batch has.
 
-    That is the seed, so that it is no constant of the program, which the compilation cache then
-    has for other seeds too; and for `dataset.cache=device` the training set.
+    That is the seed, as an input, so that the compilation cache has one program for all seeds; and
+    with `dataset.cache='device'` the training set.
     """
     config, shares = setting.config, setting.sharding.shares
     rows = {"seed_words": np.tile(seed_words(config), shares // jax.process_count())}

@@ -59,7 +59,7 @@ def test_a_pretrained_network_gets_as_many_outputs_as_there_are_classes(
     config.dataset.path = str(make_folder(tmp_path / "pets", classes=("cat", "cow", "dog")))
     config.dataset.data_dir = str(tmp_path / "data")
     config.init_from = str(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="nowhere does not exist; init_from takes"):
+    with pytest.raises(InputError, match="nowhere does not exist; give a run directory"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "data").exists()
     config.init_from = str(finished_run)

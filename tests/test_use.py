@@ -83,6 +83,14 @@ def test_the_default_layer_is_fc7(tmp_path):
     assert features(run, IMAGES[0], "fc8").min() < 0
 
 
+def test_no_program_of_the_same_config_before_a_change_is_used(workdir):
+    run = restore(workdir)
+    logits, [answer] = features(run, IMAGES[0], "fc5"), predict(run, IMAGES[0])
+    run.config.model.dropout_scaling = "train"
+    assert not np.allclose(features(run, IMAGES[0], "fc5"), logits)
+    assert predict(run, IMAGES[0]) != [answer]
+
+
 def test_inputs_are_the_centre_crops_less_the_mean_image(workdir):
     _, variables, _ = restore(workdir)
     square = RNG.integers(0, 256, (72, 72, 3), np.uint8)  # as stored: neither cut nor scaled
@@ -108,7 +116,7 @@ def test_paths_pil_images_and_arrays_are_the_same_one_or_many(workdir, tmp_path)
                 _numbers(function(run, image, *arguments)), _numbers(of_arrays)[:1], rtol=1e-4
             )
     assert opened[0].getpixel((0, 0)) == tuple(IMAGES[0, 0, 0])  # still open
-    assert predict(workdir, paths) == predict(run, paths)
+    assert predict(workdir=workdir, images=paths, top=5) == predict(run, paths)
 
 
 def _numbers(found):

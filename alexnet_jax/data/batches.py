@@ -100,6 +100,15 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield every example of a split once, in order: ceil(N / B) batches, the last zero-padded.
 
+    Args:
+      dataset: to read from.
+      batch_size: B, over all processes.
+      process_index: as for `train_batches`.
+      process_count: number of processes P.
+      split: 'train' or 'val'.
+      num_threads: as for `train_batches`.
+      num_workers: as for `train_batches`.
+
     Yields:
       Like `train_batches`, and 'mask': bool (B/P,), False for padding.
 

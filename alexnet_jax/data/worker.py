@@ -65,7 +65,7 @@ def work(connection_number: int, progress_number: int) -> None:
       progress_number: descriptor of a shared file, where this process keeps the row that it is
         decoding as an int64.
     """
-    heap.keep()  # a record of uint8 is large enough to be mapped anew each time
+    heap.keep()  # a record of uint8 is large enough to be mapped again each time
     connection: Any = multiprocessing.connection.Connection(connection_number)
     progress = np.frombuffer(mmap.mmap(progress_number, mmap.PAGESIZE), np.int64)
     files: dict[int, np.ndarray] = {}

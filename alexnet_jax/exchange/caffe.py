@@ -76,7 +76,7 @@ def read_mean(path: pathlib.Path) -> np.ndarray:
 def _bytes(path: pathlib.Path) -> bytes:
     try:
         if regular(path).stat().st_size >= _LIMIT:
-            raise InputError(f"{path} is larger than 2 GiB: it is no file of Caffe")
+            raise InputError(f"{path} is larger than 2 GiB: it is not a file of Caffe")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None

@@ -21,7 +21,6 @@ from alexnet_jax.prepare import is_prepared, prepare
 from alexnet_jax.rundir import RunRecord, checkpoint, weights_file
 from alexnet_jax.state import TrainState
 
-FORMATS = ("safetensors", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 COMPARED = 64  # images
 TOLERANCE = 1e-4  # of a probability
@@ -162,3 +161,4 @@ def _onnx(
 
 
 _WRITERS = {"safetensors": _safetensors, "stablehlo": _stablehlo, "onnx": _onnx}
+FORMATS = tuple(_WRITERS)

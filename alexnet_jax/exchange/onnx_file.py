@@ -138,15 +138,14 @@ class _Graph:
 
     def _convolution(self, fields: ConfigDict, i: int, layer: Any, at: tuple[str, int]) -> str:
         x, side = at
-        low, window, stride = fields.padding[i], fields.kernels[i], fields.strides[i]
-        high = low + (overhang(side + 2 * low, window, stride) if fields.ceil_mode else 0)
+        low, high = _zeros(fields, i, side)
         reads_both = i == 0 or fields.layers[i] in fields.cross_layers
         return self.add(
             "Conv",
             x,
             np.transpose(layer["kernel"], (3, 2, 0, 1)),
             layer["bias"],
-            strides=[stride] * 2,
+            strides=[fields.strides[i]] * 2,
             pads=[low, low, high, high],
             group=1 if reads_both else fields.groups,
         )
@@ -154,8 +153,7 @@ class _Graph:
     def _local(self, fields: ConfigDict, i: int, layer: Any, at: tuple[str, int]) -> str:
         """Add a locally connected layer: a matrix product of the windows at each position."""
         x, side = at
-        low, window, stride = fields.padding[i], fields.kernels[i], fields.strides[i]
-        high = low + (overhang(side + 2 * low, window, stride) if fields.ceil_mode else 0)
+        (low, high), window, stride = _zeros(fields, i, side), fields.kernels[i], fields.strides[i]
         x = self.add("Transpose", x, perm=[0, 2, 3, 1])
         x = self.add("Pad", x, np.array([0, low, low, 0, 0, high, high, 0]))
         rows, columns, inputs, features = layer["kernel"].shape
@@ -191,3 +189,10 @@ class _Graph:
         d = self.add("Mul", mean, np.float32(norm.alpha * norm.n**2))
         d = self.add("Add", d, np.float32(norm.k))
         return self.add("Div", x, self.add("Pow", d, np.float32(norm.beta)))
+
+
+def _zeros(fields: ConfigDict, i: int, side: int) -> tuple[int, int]:
+    """Return how many zeros come before and after the input of layer `i`, of `side` pixels."""
+    low, window, stride = fields.padding[i], fields.kernels[i], fields.strides[i]
+    over = overhang(side + 2 * low, window, stride) if fields.ceil_mode else 0
+    return low, low + over

@@ -45,7 +45,7 @@ def load(
       InputError: a file cannot be read, or a layer is missing there or has another shape.
     """
     config_lib.validate(config)
-    weights = _read(os.fspath(path), config)
+    weights = _read("path", os.fspath(path), config)
     if mean is not None:
         weights = weights._replace(mean_image=caffe.read_mean(pathlib.Path(mean)))
     wanted = abstract_state(config).params
@@ -93,7 +93,7 @@ def initialised(state: TrainState, config: ConfigDict) -> TrainState:
 
 def _fitting(wanted: Params, config: ConfigDict) -> tuple[Weights, list[str]]:
     """Return what `config.init_from` holds, and the names of its layers that fit into `wanted`."""
-    weights = _read(config.init_from, config)
+    weights = _read("config.init_from", config.init_from, config)
     names = [n for n in wanted if _shapes(weights.params.get(n)) == _shapes(wanted[n])]
     if not names:
         differences = ", ".join(_difference(name, weights, wanted) for name in wanted)
@@ -127,9 +127,20 @@ def _warn_of_another_function(weights: Weights, config: ConfigDict) -> None:
         )
 
 
-def _read(text: str, config: ConfigDict) -> Weights:
-    """Return the weights in `text`, a path, laid out for `config`; raise InputError."""
-    weights = _unchecked(expanded("config.init_from", text), config)
+def _read(field: str, text: str, config: ConfigDict) -> Weights:
+    """Return the weights at `text`, the path in `field`, laid out for `config`."""
+    path = expanded(field, text)
+    absolute = path.absolute()
+    if re.fullmatch("[0-9]+", absolute.name) and absolute.parent.name == "checkpoints":
+        weights = _of_run(absolute.parent.parent, int(absolute.name))
+    elif path.is_dir():
+        weights = _of_run(absolute.parent if absolute.name == "checkpoints" else path)
+    elif path.exists():
+        weights = _of_file(path, config)
+    else:
+        raise InputError(
+            f"{field}={text} does not exist; give a run directory, a checkpoint or a weights file"
+        )
     for name, layer in weights.params.items():
         for part, array in layer.items():
             if not np.isfinite(array).all():
@@ -137,16 +148,7 @@ def _read(text: str, config: ConfigDict) -> Weights:
     return weights
 
 
-def _unchecked(path: pathlib.Path, config: ConfigDict) -> Weights:
-    whole = path.absolute()
-    if re.fullmatch("[0-9]+", whole.name) and whole.parent.name == "checkpoints":
-        return _of_run(whole.parent.parent, int(whole.name))
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist; init_from takes a run directory, a checkpoint or a file"
-        )
-    if path.is_dir():
-        return _of_run(whole.parent if whole.name == "checkpoints" else path)
+def _of_file(path: pathlib.Path, config: ConfigDict) -> Weights:
     try:
         with regular(path).open("rb") as file:
             head = file.read(9)

@@ -16,7 +16,7 @@ def keep() -> None:
     """Let malloc keep what is freed, instead of handing it back to the system.
 
     To be called before JAX makes its devices, and before any thread is started. On a CPU XLA
-    allocates a step's buffers anew in every step, and its convolutions the patches they multiply;
+    allocates a step's buffers again in every step, and its convolutions the patches they multiply;
     by default glibc maps such large blocks from the system and unmaps them, and the next have their
     page faults again. What that costs is in docs/performance.md. Afterwards the process holds at
     least the most it has needed, until it ends.

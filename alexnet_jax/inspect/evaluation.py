@@ -23,11 +23,11 @@ from alexnet_jax.inspect.contact_sheet import Entry, contact_sheet, thumbnail
 from alexnet_jax.inspect.image_files import Found, decoded, image_files
 from alexnet_jax.inspect.predictions import SHOWN, TOP, head, open_rows, row
 from alexnet_jax.predict import Answer, Classifier, Images, Run, batches, loaded
+from alexnet_jax.prepare import HELD_OUT
 from alexnet_jax.rundir import Restored, evaluating
 
 JSON, CSV = "evaluation.json", "evaluation.csv"
 CONFUSION, MISTAKES = "confusion.png", "mistakes.png"
-SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 class Example(NamedTuple):
@@ -136,7 +136,7 @@ def _refuse_unknown(
     of_run = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     tops = sorted({file.top for file in images} - {""})
     unknown = [top for top in tops if top not in frozenset(known)]
-    if unknown and set(unknown) <= set(SPLITS):
+    if unknown and set(unknown) <= {"train", *HELD_OUT}:
         raise InputError(
             f"{where} has no class folders but {', '.join(unknown)}: give one of these"
         )
@@ -158,9 +158,7 @@ def _labelled(
     for i, label in enumerate(given):
         if isinstance(label, str):
             if label not in names:
-                raise InputError(
-                    f"labels[{i}]={label!r} is not a class of the run{nearest(label, names)}"
-                )
+                raise InputError(f"labels[{i}]={label!r} is not a class{nearest(label, names)}")
         elif not isinstance(label, int | np.integer) or not 0 <= label < len(names):
             raise InputError(f"labels[{i}]={label!r}: give names, or 0 to {len(names) - 1}")
     number = 0

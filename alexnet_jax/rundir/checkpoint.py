@@ -156,7 +156,7 @@ class Checkpoints:
         # A stop has saved the step unevaluated: never a moment without the one or the other.
         replaces = step in _steps(self.path)
         name = f"{step}{_REPLACEMENT}" if replaces else str(step)
-        run = integrity.sealed(record.to_json(), state)  # a copy: written while the run goes on
+        run = integrity.sealed(record.to_json(), state)  # a copy: written while the run continues
         self._saving = name, step, _goodness(record.validation)
         with self._writing():
             self._writer.save(
@@ -255,7 +255,7 @@ class Checkpoints:
             for step in _steps(self.path):
                 if step >= since:
                     quarantine.move(self.path / str(step), quarantine.DIVERGED)
-        processes.from_first(None)  # the others go on when it is done
+        processes.from_first(None)  # the others continue when it is done
 
     def best(self, *, of_all: bool = False) -> int | None:
         """Return the step with the lowest validation error; the newest if none was evaluated.
@@ -416,7 +416,7 @@ def load(
     """Return the config, the state (on one device) and the run's record of a checkpoint.
 
     `workdir` may be a weights file instead, whose state has no velocity. Raises InputError where
-    `workdir` is no run directory or holds no such checkpoint.
+    `workdir` is not a run directory or holds no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
     if workdir.is_file():
@@ -502,7 +502,7 @@ def restore(
       (model, variables, config), with the attributes `class_names` and `step`.
 
     Raises:
-      InputError: `workdir` is no run directory, or holds no such checkpoint.
+      InputError: `workdir` is not a run directory, or holds no such checkpoint.
     """
     config, state, record = load(pathlib.Path(workdir), step)
     variables = {"params": state.params, "statistics": {"mean_image": state.mean_image}}

@@ -64,7 +64,7 @@ def read_run(path: pathlib.Path) -> dict[str, Any]:
     if run["format"] != FORMAT:
         raise InputError(
             f"{path} has format {run['format']}, this version reads {FORMAT}; use the version that"
-            " wrote it, or train anew in another --workdir"
+            " wrote it, or start a new run in another --workdir"
         )
     content = {name: value for name, value in run.items() if name != "crc32"}
     if run["crc32"] != _checksum(content):

@@ -95,7 +95,7 @@ class MetricsWriter:
         return time.perf_counter() - self._began
 
     def resume_clock(self, step: int) -> None:
-        """Start to measure images per second anew, after something that was not training."""
+        """Restart the measurement of images per second, after something that was not training."""
         self._clock.clear()
         self._clock.append((step, time.perf_counter()))
 

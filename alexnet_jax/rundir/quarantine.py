@@ -23,6 +23,6 @@ def move_damaged(checkpoint: pathlib.Path, reason: str) -> None:
     aside = move(checkpoint, DAMAGED)
     print(
         f"warning: {checkpoint} is damaged and now in {aside}"
-        f" ({' '.join(reason.split())[:200]}); going on from the checkpoint before it",
+        f" ({' '.join(reason.split())[:200]}); continuing from the checkpoint before it",
         file=sys.stderr,
     )

@@ -145,7 +145,7 @@ def _refuse_another_run(
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Raise InputError unless a run of `config` can begin or go on in `workdir`.
+    """Raise InputError unless a run of `config` can start or resume in `workdir`.
 
     Before any data are prepared; `begin` looks into the checkpoints. Where config.json is lost,
     damaged or changed, the config of the newest checkpoint counts.
@@ -166,8 +166,8 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
         config_lib.refuse_changes(saved, config, workdir)
 
 
-def begins(workdir: pathlib.Path) -> bool:
-    """Return whether a run in `workdir` would begin anew, as process 0 sees it."""
+def is_new(workdir: pathlib.Path) -> bool:
+    """Return whether a run in `workdir` would start at step 0, as process 0 sees it."""
     return processes.from_first(checkpoint.newest_config(workdir) is None)
 
 

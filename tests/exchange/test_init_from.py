@@ -109,7 +109,7 @@ def test_load_refuses_another_network(source, config):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "nowhere does not exist; init_from takes a run directory"),
+        ("nowhere", r"config.init_from=\S*nowhere does not exist; give a run directory"),
         ("other", r"no layer fits: conv1 \(there \(9, 9, 3, 8\), in config.model \(11, 11, 3, 8\)"),
         ("empty", "empty is not a run directory"),
         ("source/checkpoints/7", "holds no checkpoint of step 7; it holds 0"),

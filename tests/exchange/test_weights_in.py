@@ -200,6 +200,8 @@ def test_the_lines_for_caffe_make_a_file_that_is_used_like_a_run(tmp_path, monke
         exchange.convert("bvlc_alexnet.caffemodel", "caffe.safetensors", config, names)
     with pytest.raises(InputError, match="6 class names, but config.model.num_classes=7"):
         exchange.convert("bvlc_alexnet.caffemodel", "another", config, names[:6])
+    with pytest.raises(InputError, match="^path=nowhere does not exist; give a run directory"):
+        exchange.convert("nowhere", "another", config, names)
 
 
 def test_a_file_larger_than_protobuf_allows_is_not_read(tmp_path):

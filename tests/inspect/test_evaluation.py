@@ -260,7 +260,7 @@ def test_images_and_labels_are_evaluated_in_python(data, workdir):
     assert evaluate(run, arrays, [CLASSES.index(n) for n in names], test_crops=False) == found
 
     for labels, message in (
-        (["ant", "bea"], r"labels\[1\]='bea' is not a class of the run; did you mean 'bee'\?"),
+        (["ant", "bea"], r"labels\[1\]='bea' is not a class; did you mean 'bee'\?"),
         ([0, 7], r"labels\[1\]=7: give names, or 0 to 6"),
         ([0, None], r"labels\[1\]=None: give names, or 0 to 6"),
         ([0], "1 labels and more images"),
