@@ -155,7 +155,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_boolean(
         "test_crops",
         True,
-        "For --mode=evaluate: the errors of ten crops, too; --test_crops=false leaves them out.",
+        "For --mode=evaluate: also the errors of ten crops, unless --test_crops=false.",
         **where,
     )
     flags.DEFINE_enum(
@@ -168,13 +168,13 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "prepare_shard",
         None,
-        "For --mode=prepare: i/n, one of n shares, i from 0; see docs/data.md.",
+        "For --mode=prepare: i/n, prepare part i of n, counted from 0; see docs/data.md.",
         **where,
     )
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "One of several processes, as JAX finds them: SLURM, Open MPI, Kubernetes, Cloud TPU.",
+        "One of several processes that JAX finds by SLURM, Open MPI, Kubernetes or Cloud TPU.",
         **where,
     )
     flags.DEFINE_boolean("help", False, "Show this.", short_name="h", **where)

@@ -125,13 +125,13 @@ FIELDS = {
     "seed": _integer(0).means("of initial weights, order of images, augmentation and dropout"),
     "batch_size": _integer(1).means("images per step over all devices"),
     "accumulate_steps": _integer(1).means(
-        "parts of a device's share of the batch, one after the other, to save memory"
+        "parts into which a device's images of a step are divided, to save memory"
     ),
     "num_epochs": _integer(1).means("passes over the training set"),
     "num_steps": Field(
         (int, type(None)),
         lambda v: v is None or 1 <= v < 2**31,
-        "an integer from 1 to 2147483647; by default num_epochs counts",
+        "an integer from 1 to 2147483647; by default num_epochs is used",
     ).means("training steps in place of num_epochs"),
     "init_from": _path(True).means(
         "run directory, checkpoint or weights file that a new run takes fitting layers from"
@@ -143,7 +143,7 @@ FIELDS = {
         "whether ReLU, normalization and pooling are one kernel on an NVIDIA GPU (docs/fused.md)"
     ),
     "parallel": _choice("pmap", "split").means(
-        "'pmap': a whole network per device; 'split': a pair of devices divides the columns"
+        "'pmap': a whole network per device; 'split': each column on a device of its own"
     ),
     "learning_rate": _number(0, open_low=True).means(
         "initial rate; the velocity is momentum v - weight_decay lr w - lr gradient (section 5)"
@@ -163,7 +163,7 @@ FIELDS = {
         tuple,
         _are_milestones,
         "a tuple of (epoch of at least 2, parameters, factor), such as ((25, '*', 0.1),)",
-    ).means("factors of the rate from the beginning of an epoch on, by globs of names"),
+    ).means("factors of the rate from the start of an epoch, by globs of names"),
     "plateau.factor": _inside().means("by which the rate is multiplied on a plateau"),
     "plateau.patience": _integer(1).means(
         "evaluations in a row without improvement that make a plateau"
@@ -217,7 +217,7 @@ FIELDS = {
     ).means("what follows each convolutional layer, in order"),
     "model.hidden": _integers(1).means("units of the fully connected layers before the last"),
     "model.dropout": _fraction().means(
-        "share of their units that a training step drops (section 4.2)"
+        "fraction of their units that a training step drops (section 4.2)"
     ),
     "model.dropout_scaling": _choice("train", "test").means(
         "outputs are scaled when testing, as in the paper, or by the inverse when training"
@@ -265,9 +265,9 @@ FIELDS = {
         "for name='folder': holds train/<class>/ and val/<class>/, or <class>/ alone"
     ),
     "dataset.val_fraction": _inside().means(
-        "share of the images of a folder without train/ that is held out, by a hash of their names"
+        "fraction of the images of a folder without train/ to hold out, by a hash of their names"
     ),
-    "dataset.data_dir": _path(False).means("where prepared data sets lie"),
+    "dataset.data_dir": _path(False).means("directory of the prepared data sets"),
     "dataset.image_size": _integer(1, 4096).means("side of the stored squares, in pixels"),
     "dataset.encoding": _choice("jpeg", "raw").means("how squares are stored"),
     "dataset.jpeg_quality": _integer(1, 100).means("of encoding='jpeg'"),
@@ -275,7 +275,7 @@ FIELDS = {
         "damaged images and records: 'raise', or 'skip' up to 1 %"
     ),
     "dataset.cache": _choice("none", "device").means(
-        "'device': the training set lies in the memory of the devices"
+        "'device': the training set is kept in device memory"
     ),
     "augment.crop": _integer(1).means(
         "side of the crops that the network sees, in pixels (section 4.1)"
@@ -283,7 +283,7 @@ FIELDS = {
     "augment.flip": _flag().means("whether training reflects images left to right at random"),
     "augment.shared_by": _integer(1).means("consecutive images that share crop and reflection"),
     "augment.mean_crop": _choice("same", "centre").means(
-        "what is subtracted: each pixel's 'same' place in the mean image, or its 'centre' crop"
+        "crop of the mean image that is subtracted: at the 'same' place, or the 'centre'"
     ),
     "augment.colour_std": _number(0).means(
         "standard deviation of the PCA colour factors; 0 for none"
@@ -295,7 +295,7 @@ FIELDS = {
         (int, type(None)),
         lambda v: v is None or 0 <= v < 2**31,
         "an integer from 0 to 2147483647; by default never",
-    ).means("epochs after which colours are shifted no more"),
+    ).means("epochs after which colours are no longer shifted"),
     "augment.test_crops": _choice("ten", "nine").means(
         "crops whose predictions the last evaluation averages"
     ),

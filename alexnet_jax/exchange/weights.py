@@ -84,9 +84,9 @@ def initialised(state: TrainState, config: ConfigDict) -> TrainState:
         mean = ["the mean image"] if same_size else []
         print(f"init_from={config.init_from}: loaded {', '.join(names + mean)}", file=sys.stderr)
         others = [_difference(n, weights, state.params) for n in state.params if n not in names]
-        others += [] if same_size else ["the mean image, which has another size"]
+        others += [] if same_size else ["the mean image (another size)"]
         if others:
-            print(f"init_from={config.init_from}: initialised {'; '.join(others)}", file=sys.stderr)
+            print(f"init_from={config.init_from}: initialised {', '.join(others)}", file=sys.stderr)
         _warn_of_another_function(weights, config)
     return state
 
@@ -96,7 +96,7 @@ def _fitting(wanted: Params, config: ConfigDict) -> tuple[Weights, list[str]]:
     weights = _read("config.init_from", config.init_from, config)
     names = [n for n in wanted if _shapes(weights.params.get(n)) == _shapes(wanted[n])]
     if not names:
-        differences = "; ".join(_difference(name, weights, wanted) for name in wanted)
+        differences = ", ".join(_difference(name, weights, wanted) for name in wanted)
         raise InputError(
             f"config.init_from={config.init_from}: no layer fits: {differences[:500]}; take the"
             " config.model that it was trained with"
@@ -112,7 +112,9 @@ def _warn_of_another_function(weights: Weights, config: ConfigDict) -> None:
         dict(config_lib.flatten(weights.config.model)),
         dict(config_lib.flatten(config.model)),
     )
-    silent = ("num_classes", "biases", "dropout", "initializer", "init_std", "init_stds")
+    silent = ["num_classes", "biases", "initializer", "init_std", "init_stds"]
+    if config.model.dropout_scaling == "train":  # else the outputs are scaled by 1 - dropout
+        silent.append("dropout")
     changed = [
         f"model.{name}={shown(was[name])} (now {shown(now[name])})"
         for name in now
@@ -172,4 +174,4 @@ def _shapes(layer: dict[str, Any] | None) -> dict[str, tuple[int, ...]]:
 
 def _difference(name: str, weights: Weights, wanted: Params) -> str:
     there = _shapes(weights.params.get(name)).get("kernel", "missing")
-    return f"{name} is {there} there, {_shapes(wanted[name])['kernel']} in config.model"
+    return f"{name} (there {there}, in config.model {_shapes(wanted[name])['kernel']})"

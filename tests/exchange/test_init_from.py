@@ -56,10 +56,22 @@ def test_what_does_not_fit_is_initialised_as_without_it_and_named(config, digits
     assert np.array_equal(state.mean_image, fresh.mean_image)
     assert capsys.readouterr().err.splitlines() == [
         f"init_from={source}: loaded conv1, conv2, conv3, fc4",
-        f"init_from={source}: initialised fc5 is (16, 10) there, (16, 3) in config.model; the mean"
-        " image, which has another size",
+        f"init_from={source}: initialised fc5 (there (16, 10), in config.model (16, 3)), the"
+        " mean image (another size)",
         f"warning: init_from={source} was trained with model.lrn.k=2.0 (now 1.5)",
     ]
+
+
+@pytest.mark.parametrize("scaling", ["test", "train"])
+def test_another_dropout_is_another_function_if_outputs_are_scaled(
+    config, digits, tmp_path, capsys, scaling
+):
+    config.model.dropout_scaling, config.model.dropout = scaling, 0.5
+    save_run(tmp_path / "scaled", config)
+    config.init_from, config.model.dropout = str(tmp_path / "scaled"), 0.25
+    exchange.initialised(initial_state(config, statistics_of(digits, config.augment)), config)
+    warned = "was trained with model.dropout=0.5 (now 0.25)" in capsys.readouterr().err
+    assert warned == (scaling == "test")
 
 
 @pytest.mark.parametrize("parallel", ["pmap", pytest.param("split", marks=pytest.mark.slow)])
@@ -90,7 +102,7 @@ def test_load_gives_what_restore_gives(source):
 
 def test_load_refuses_another_network(source, config):
     config.model.num_classes = 3
-    with pytest.raises(InputError, match=r"of another network: fc5 is \(16, 10\) there, \(16, 3\)"):
+    with pytest.raises(InputError, match=r"of another network: fc5 \(there \(16, 10\), in"):
         exchange.load(source, config)
 
 
@@ -98,7 +110,7 @@ def test_load_refuses_another_network(source, config):
     ("name", "message"),
     [
         ("nowhere", r"config.init_from=\S*nowhere does not exist; give a run directory"),
-        ("other", r"no layer fits: conv1 is \(9, 9, 3, 8\) there, \(11, 11, 3, 8\) in config.mod"),
+        ("other", r"no layer fits: conv1 \(there \(9, 9, 3, 8\), in config.model \(11, 11, 3, 8\)"),
         ("empty", "empty is not a run directory"),
         ("source/checkpoints/7", "holds no checkpoint of step 7; it holds 0"),
     ],

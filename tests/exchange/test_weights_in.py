@@ -134,7 +134,7 @@ def _tensors():
         (lambda: bytes(5000), "is not a whole .caffemodel"),
         (
             lambda: foreign.caffemodel({"conv1": (np.ones(3), np.ones(3))}),
-            "no layer fits: conv1 is missing there",
+            r"no layer fits: conv1 \(there missing,",
         ),
         (
             lambda: _model().replace(bytes([16, 3, 11, 11]), bytes([16, 3, 11, 12])),
@@ -143,7 +143,7 @@ def _tensors():
         (_with_nan, "conv4/bias is not finite"),
         (
             lambda: foreign.caffemodel({"ip1": (np.ones((3, 3)), np.ones(3))}),
-            "no layer fits: conv1 is",
+            r"no layer fits: conv1 \(",
         ),
         (foreign.zip_file, "is a pickle, as PyTorch writes"),
         (foreign.legacy_pickle, "is a pickle, as PyTorch writes"),
@@ -151,7 +151,7 @@ def _tensors():
         (lambda: b"", "is not a whole .caffemodel"),
         (lambda: _tensors()[:-1], "is damaged"),
         (lambda: _tensors()[:20], "is damaged"),
-        (_tensors, "no layer fits: conv1 is missing there"),
+        (_tensors, r"no layer fits: conv1 \(there missing,"),
     ],
 )
 def test_a_file_that_cannot_be_taken_is_refused_in_one_line(tmp_path, content, message):
@@ -224,5 +224,5 @@ def test_another_number_of_classes_keeps_the_other_layers(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         f"init_from={config.init_from}: loaded conv1, conv2, conv3, conv4, conv5, fc6, fc7,"
         " the mean image",
-        f"init_from={config.init_from}: initialised fc8 is (24, 7) there, (24, 3) in config.model",
+        f"init_from={config.init_from}: initialised fc8 (there (24, 7), in config.model (24, 3))",
     ]
