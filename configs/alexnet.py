@@ -12,9 +12,9 @@ Error     the paper gives 18.2 % top-5 error for one net (ten crops). Not run on
           (seen once, on an H200, 227 px). It is at its best after about 50 of the 90 epochs, and a
           difference between two checkpoints of 3 points means nothing.
           The N(0, .01) weights learn at this size. With smaller crops they stay at chance: take
-          He's weights, biases of 0 and `model.input_scale=0.015625`. Without LRN such a net did not
-          learn at all at the rates of .003 and .01 (docs/experiments.md). Dropout slows the first
-          epochs: a run of a few epochs is better without it.
+          He's weights, biases of 0 and `model.input_scale=0.015625`. Without LRN some
+          nets did not learn at all at the rates of .003 and .01 (docs/experiments.md). Dropout
+          slows the first epochs: a run of a few epochs is better without it.
 
 This file sets every field; the other recipes change some of them, and so does the command line:
 `--config.batch_size=256 --config.model.dropout=0.3`. `python run.py --help` and

@@ -134,7 +134,7 @@ def plot(
     axis.set_yticks(range(len(rows)), labels)
     axis.set(xlabel=f"points of top-1 error more than {usual}, mean over the test's crops",
              ylim=(len(rows) - 0.5, -0.5))  # fmt: skip
-    axis.set_title(title, fontsize=9)
+    figure.suptitle(title, fontsize=9)  # wider than the axis, whose labels may be long
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(trial_records.extended(out, ".png"), dpi=110)
     plt.close(figure)
