@@ -49,6 +49,12 @@ class Records:
                     raise
                 except Exception as error:  # array_record, protobuf and simplejpeg share no class
                     self._note(index, error)
+            # Also if another thread has found it, in a later batch: the same batch always fails.
+            if len(self.damaged) > MAX_DAMAGED * len(self):
+                raise InputError(
+                    f"more than {MAX_DAMAGED:.0%} of the {len(self)} records are damaged, which"
+                    f" on_error=skip does not accept; one is {self.images.name(index)}"
+                )
             index = (index + 1) % len(self)
 
     def _note(self, index: int, error: Exception) -> None:
@@ -63,14 +69,8 @@ class Records:
                 " --config.dataset.on_error=skip"
             ) from error
         with self._lock:
-            if index in self.damaged:  # another thread has just found it, in another batch
-                return
+            known = index in self.damaged  # another thread has just found it
             self.damaged.add(index)
             number = len(self.damaged)
-        if number > MAX_DAMAGED * len(self):
-            raise InputError(
-                f"more than {MAX_DAMAGED:.0%} of the {len(self)} records are damaged, which"
-                f" on_error=skip does not accept; the last: {message}"
-            ) from error
-        if number <= _NAMED:
+        if not known and number <= _NAMED:
             print(f"skipped: {message}", file=sys.stderr)
