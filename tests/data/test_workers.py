@@ -183,6 +183,15 @@ def test_more_than_one_percent_is_refused_whichever_worker_finds_it(raw):
         take(4, batches)
 
 
+def test_more_than_one_percent_is_refused_whoever_has_found_it(raw):
+    """A thread that is a batch ahead may have counted the record that this one comes to."""
+    dataset = open_dataset(raw, "skip")
+    records = dataset.records["train"]
+    records.damaged.update((1, 101, 201))
+    with pytest.raises(InputError, match=r"more than 1% of the 220 records are damaged"):
+        records.read(1, np.empty(dataset.mean_image.shape, np.uint8))
+
+
 # --- processes that end -----------------------------------------------------------------------
 
 
