@@ -73,7 +73,9 @@ def run_tests(arguments: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         report = pathlib.Path(scratch) / "report.xml"
         chosen = ["-m", "numerics and not slow", "-k", SEVERAL_DEVICES]
-        options = ["-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        # Tests of experiments are not of numerics, and import what only those need.
+        options = ["-n", "0", "-p", "no:cacheprovider", "--ignore=tests/experiments"]
+        options.append(f"--junitxml={report}")
         command = [sys.executable, "-m", "pytest", *options, *chosen, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         print(done.stdout[-3000:], file=sys.stderr)
