@@ -4,14 +4,16 @@
     python experiments/paper/pending.py --minutes=10 --cifar10=DIR --imagewoof=DIR
 
 Each row is one command of this folder with its seeds, and records what has ended after each run, in
-OUT/NAME.json, .csv and .png. When the minutes are over, the run under way is asked to save and stop
-(allow it half a minute more), and the same command continues. So does another machine, if it has
-WORKDIR and OUT from before: finished runs keep their records there and no checkpoints. A row whose
-images are not given is left out.
+OUT/NAME.json, .csv and .png. With --at_once=4 so many rows share the device: one run of a small
+net leaves a large GPU idle for more than half of the time. When the minutes are over, the runs
+under way are asked to save and stop (allow them half a minute more), and the same command
+continues. So does another machine, if it has WORKDIR and OUT from before: finished runs keep their
+records there and no checkpoints. A row whose images are not given is left out.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+POLL = 0.3  # seconds between looks at which rows have ended
 sys.path.insert(0, str(ROOT))
 
 from experiments import command_line
@@ -108,46 +111,50 @@ def listing(rows: Sequence[Row], out: pathlib.Path) -> str:
 
 
 def run(rows: Sequence[Row], given: argparse.Namespace) -> int:
-    """Run what is pending of `rows` until the minutes are over; return 1 if a command failed."""
-    end_by, failed = time.monotonic() + 60 * given.minutes, False
+    """Run what is pending of `rows` until the minutes are over; return 1 if a command failed.
+
+    Those that are running then, or when an interrupt comes, are asked to save and stop.
+    """
+    waiting = []
     for row in rows:
-        if state(row, given.out)[0]:
-            continue
         if row.data and getattr(given, row.data) is None:
             print(f"left out: {row.name}: give --{row.data}=DIR", file=sys.stderr)
-            continue
-        left = end_by - time.monotonic()
-        if left <= 0:
-            break
-        print(f"{row.name}: {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
-        code = _run_for(row.command(given), left)
-        print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
-        failed |= code not in (0, 130)
+        elif not state(row, given.out)[0]:
+            waiting.append(row)
+    end_by, failed = time.monotonic() + 60 * given.minutes, False
+    running: dict[Row, subprocess.Popen] = {}
+    try:
+        while (waiting or running) and (left := end_by - time.monotonic()) > 0:
+            if waiting and len(running) < given.at_once:
+                row = waiting.pop(0)
+                print(f"{row.name}: {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
+                running[row] = _started(row.command(given))
+                continue
+            time.sleep(POLL)
+            for row in [row for row, process in running.items() if process.poll() is not None]:
+                failed |= running.pop(row).returncode != 0
+                print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for row, process in running.items():
+            failed |= process.wait() not in (0, 130)
+            print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
     return int(failed)
 
 
-def _run_for(command: list[str], seconds: float) -> int:
-    """Run `command`; after `seconds`, or on an interrupt of this process, ask it to save and stop.
-
-    Its own session, so that a Ctrl-C, which a terminal sends to all, reaches it once.
-    """
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        return 0
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+def _started(command: list[str]) -> subprocess.Popen:
+    """Start `command` in a session of its own, so that a Ctrl-C reaches it once, from here."""
+    # By default the first process takes three quarters of a GPU's memory, whatever it needs.
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
 
 def main() -> int:
     """Do what the command line says and return the exit code."""
     parser = command_line.Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="default: 10")
+    parser.add_argument("--at_once", type=int, default=1, help="rows at a time; default: 1")
     parser.add_argument("--list", action="store_true", help="show what is recorded, run nothing")
     parser.add_argument("--cifar10", type=command_line.path, help="CIFAR-10, train/ and test/")
     parser.add_argument("--imagewoof", type=command_line.path, help="imagewoof160, train/ and val/")
@@ -155,6 +162,8 @@ def main() -> int:
     parser.add_argument("--out", type=command_line.path, help="default: WORKDIR/results")
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS])
     given = parser.parse_args()
+    if given.at_once < 1:
+        parser.error(f"--at_once={given.at_once}: must be at least 1")
     given.workdir = given.workdir.absolute()
     given.out = (given.out or given.workdir / "results").absolute()
     for name in ("cifar10", "imagewoof"):

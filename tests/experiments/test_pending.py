@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 import pytest
 
@@ -54,13 +55,13 @@ def test_what_is_recorded_is_not_run_again_and_a_failed_row_stops_no_other(given
     record(given, "done", runs=[{"status": "finished"}], pending=[])
     record(given, "half", runs=[{"status": "there"}, {"status": "failed"}], pending=["x-seed1"])
     record(given, "old", runs=[{"status": "finished"}])
-    ran = []
+    given.at_once, ran = 1, []
 
-    def run_for(command, seconds):
-        ran.append(command[2].rpartition("/")[2])
-        return 2 if ran[-1] == "half" else 0
+    def command(row, _):
+        ran.append(row.name)
+        return [sys.executable, "-c", f"raise SystemExit({2 if row.name == 'half' else 0})"]
 
-    monkeypatch.setattr(pending, "_run_for", run_for)
+    monkeypatch.setattr(pending.Row, "command", command)
     every = [*rows("done", "half"), *rows("no_images", data="cifar10"), *rows("old", "new")]
     assert pending.run(every, given) == 1
     assert ran == ["half", "old", "new"]
@@ -77,6 +78,37 @@ def test_what_is_recorded_is_not_run_again_and_a_failed_row_stops_no_other(given
     assert pending.run(every, given) == 0 and ran == []
 
 
+def test_rows_run_at_once_and_are_stopped_with_the_minutes(given, monkeypatch):
+    """Two that never end, of three, begin side by side; each is asked once to stop."""
+    saves = """
+import pathlib, sys, time
+file = pathlib.Path(sys.argv[1])
+try:
+    file.touch()
+    time.sleep(600)
+except KeyboardInterrupt:
+    file.write_text("saved")
+    sys.exit(130)
+"""
+
+    def command(row, _):
+        return [sys.executable, "-c", saves, str(given.out / row.name)]
+
+    def sleep(_):
+        if len(list(given.out.iterdir())) == 2:
+            given.now = 60.0 * given.minutes
+
+    given.out.mkdir()
+    given.at_once, given.now = 2, 0.0
+    monkeypatch.setattr(pending.Row, "command", command)
+    monkeypatch.setattr(pending.time, "monotonic", lambda: given.now)
+    monkeypatch.setattr(pending.time, "sleep", sleep)
+    assert pending.run(rows("a", "b", "c"), given) == 0
+    assert {file.name: file.read_text() for file in given.out.iterdir()} == dict.fromkeys(
+        ("a", "b"), "saved"
+    )
+
+
 @pytest.mark.slow
 def test_real_runs_stop_with_the_minutes_and_continue(given, data_dir, monkeypatch):
     """Two seeds of a tiny ablation: recorded one by one, stopped at the limit, then completed."""
@@ -86,6 +118,7 @@ def test_real_runs_stop_with_the_minutes_and_continue(given, data_dir, monkeypat
     arguments = (f"--config={quickstart}", *tiny, "--config.num_steps=30")
     arguments += (f"--config.dataset.data_dir={data_dir}", "--only", "full", "--drop_checkpoints")
     row = pending.Row("tiny", "ablations", "", (*arguments, "--seeds", "0", "1"), "2", 1)
+    given.at_once = 1
     given.minutes = 0.05  # it is asked to stop before its first run has ended
     assert pending.run([row], given) == 0
     assert not pending.state(row, given.out)[0]
