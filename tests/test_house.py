@@ -15,7 +15,7 @@ FLOORS = (
     *("errors", "host", "fields", "layers", "config", "data", "prepare"),
     *("ops", "conv", "model", "augment", "optim", "state", "parallel", "step"),
     *("rundir", "exchange", "fused_native", "fused_kernels", "fused"),
-    *("setting", "evaluate", "train", "predict"),
+    *("setting", "evaluate", "programs", "train", "predict"),
     *("inspect", "configs", "command_line", "__main__"),
 )
 

@@ -17,6 +17,7 @@ from alexnet_jax import InputError, augment, data, optim, parallel, predict, res
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint, lowered_eval_steps, validation_metrics
+from alexnet_jax.programs import cached_rows, lowered_step
 from alexnet_jax.rundir import RunRecord, checkpoint
 from alexnet_jax.setting import Setting
 from alexnet_jax.state import (
@@ -26,7 +27,8 @@ from alexnet_jax.state import (
     seed_words,
     step_key,
 )
-from alexnet_jax.train import cached_rows, lowered_step, train_and_evaluate, train_step
+from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from configs import alexnet_2012_code
 from tests import runs
 from tests.agreement import agree, one_value

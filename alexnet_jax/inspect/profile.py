@@ -14,9 +14,9 @@ from alexnet_jax import augment, data, optim, parallel
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.inspect.layer_times import layer_times, seconds
+from alexnet_jax.programs import cached_rows, lowered_step, train_batches
 from alexnet_jax.setting import Setting, open_setting
 from alexnet_jax.state import initial_state
-from alexnet_jax.train import cached_rows, lowered_step, train_batches
 
 WARM, TIMED, TRACED = 2, 5, 3  # steps
 

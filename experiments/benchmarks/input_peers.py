@@ -251,8 +251,8 @@ def overlap(scratch: pathlib.Path, steps: int) -> dict[str, float]:
     import jax
 
     from alexnet_jax import augment, data, parallel, state
+    from alexnet_jax.programs import lowered_step, train_batches
     from alexnet_jax.setting import Setting
-    from alexnet_jax.train import lowered_step, train_batches
     from configs import alexnet
 
     config = alexnet.get_config()

@@ -33,10 +33,10 @@ import jax
 from alexnet_jax import parallel
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.host import heap
+from alexnet_jax.programs import cached_rows, lowered_step, train_batches
 from alexnet_jax.rundir import MetricsWriter, RunRecord, device, versions
 from alexnet_jax.setting import open_setting
 from alexnet_jax.state import initial_state
-from alexnet_jax.train import cached_rows, lowered_step, train_batches
 from experiments import command_line
 
 

@@ -99,7 +99,7 @@ def compiled_step(config: Any, devices: int) -> Any:
 
     from alexnet_jax import model, parallel
     from alexnet_jax.state import abstract_state
-    from alexnet_jax.train import train_step
+    from alexnet_jax.step import train_step
 
     sharding = parallel.sharding(config)
     rows, size = config.batch_size, config.dataset.image_size

@@ -1,6 +1,5 @@
 """The metrics that a run writes."""
 
-import importlib
 import io
 import json
 import time
@@ -12,13 +11,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from alexnet_jax import command_line, parallel
+from alexnet_jax import command_line, parallel, programs
 from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from tests import runs
-
-train = importlib.import_module("alexnet_jax.train")  # the module: the package has the function
 
 
 @pytest.fixture
@@ -131,13 +129,13 @@ def test_a_metric_that_the_step_returns_is_logged(config, folder, tmp_path, monk
         return parallel.to_host(arrays)
 
     fetched = []
-    monkeypatch.setattr(train, "train_step", step_with_another)
+    monkeypatch.setattr(programs, "train_step", step_with_another)
     monkeypatch.setattr("alexnet_jax.rundir.metrics.to_host", fetch)
     config.dataset.name, config.dataset.path = "folder", str(folder)
     config.dataset.data_dir = str(tmp_path)
     config.model.num_classes, config.batch_size = 2, 8
     config.num_steps, config.log_every_steps, config.eval_every_epochs = 3, 100, 100
-    train.train_and_evaluate(config, tmp_path / "run")
+    train_and_evaluate(config, tmp_path / "run")
     lines = {line["step"]: line for line in runs.metrics(tmp_path / "run")}
     assert list(lines) == [1, 3]
     shown = {
