@@ -11,7 +11,8 @@ from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.rundir import restoring
 from alexnet_jax.state import abstract_state, initial_state
-from alexnet_jax.train import train_and_evaluate, train_step
+from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 from tests import runs
 from tests.agreement import agree, note, one_value
