@@ -25,7 +25,7 @@ PAGE = "docs/results.md"
 EPOCHS = "epochs_to_target"
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 HEAD = (
-    "| recipe | on | top-1 error (%) | published | epochs | time of a run | device | seeds | log"
+    "| recipe | data | top-1 error (%) | published | epochs | time of a run | device | seeds | log"
     " | what it means |"
 )
 
@@ -56,7 +56,7 @@ REACHED = "As published."
 CODE = "alexnet_2012_code"
 ROWS = (
     Row("cifar10_80sec", "CIFAR-10", "cifar10_80sec", "80sec", "26, after fewer epochs",
-        means="Below the published error, with more epochs than its author's \"few\"."),
+        means="Below the published error, with more epochs than the author's \"few\"."),
     Row("cifar10_18pct", "CIFAR-10", "cifar10_18pct cifar10_18pct_seed1", "18pct", "18",
         means=REACHED),
     Row("cifar10_13pct", "CIFAR-10, nine crops, cut short: 379 of 520 epochs, the last 20 on a CPU",
@@ -68,10 +68,10 @@ ROWS = (
     Row("figure1", "CIFAR-10, ReLU, He's weights", "figure1_he", "relu-lr0.01", "", EPOCHS,
         "Today's weights do not help ReLU here."),
     Row("figure1", "CIFAR-10, tanh, He's weights", "figure1_he", "tanh-lr0.03", "", EPOCHS,
-        "With today's weights tanh takes 1.2 times ReLU's epochs: figure 1 is about its time's"
-        " weights, too."),
+        "With today's weights tanh takes 1.2 times ReLU's epochs. Figure 1 depends on the initial"
+        " weights of its time."),
     Row("alexnet_cifar10", "CIFAR-10, cut short: 4 epochs", "first_runs", "cifar10",
-        means="It learns; nothing is published for this net."),
+        means="It learns. No published error exists for this net."),
     Row("alexnet", WOOF, "recipes_imagewoof", "published", "", CROPS),
     Row(CODE, WOOF, "recipes_imagewoof", "released_code", "", CROPS),
     Row("alexnet", f"{WOOF}, He's weights and today's dropout", "recipes_imagewoof", "today", "",
@@ -79,15 +79,17 @@ ROWS = (
     Row("alexnet", WOOF, "ablations_imagewoof", "full", "", CROPS),
     Row("alexnet", f"{WOOF}, in bfloat16", "ablations_imagewoof", "bfloat16", "", CROPS),
     Row("alexnet", f"2,500 Imagenette images, with [overrides](../{RESULTS}/README.md), cut short:"
-        " 8 epochs", "first_runs", "imagenette-227px", means="It learns; too short to compare."),
+        " 8 epochs", "first_runs", "imagenette-227px",
+        means="It learns. The run is too short to compare."),
     Row("alexnet", f"the same images, other [overrides](../{RESULTS}/README.md), cut short:"
         " 4 epochs", "imagenette_ablations", "full",
         means="Too short to show what a part is worth."),
     Row("alexnet_cifar10", SMALL, "small_ablations", "full", "", CROPS,
-        "The net that the rows below are compared with; in none is a difference of three standard"
-        " errors."),
+        "The reference for the rows below. No difference from it is three standard errors or"
+        " more."),
     Row("alexnet_cifar10", f"{SMALL}, without LRN", "small_ablations", "no_lrn",
-        "1.4 points more", CROPS, "One of three seeds stays at chance: LRN helps training start."),
+        "1.4 points more", CROPS,
+        "One of three seeds stays at chance: LRN helps training to start."),
     Row("alexnet_cifar10", f"{SMALL}, pools that do not overlap", "small_ablations", "no_overlap",
         "0.4 points more", CROPS, "0.0 ± 3.5 points more."),
     Row("alexnet_cifar10", f"{SMALL}, without colour", "small_ablations", "no_colour",
@@ -95,19 +97,20 @@ ROWS = (
     Row("alexnet_cifar10", f"{SMALL}, without crops and reflections", "small_ablations",
         "no_crops_flips", "overfits", CROPS, "5.2 ± 3.1 points more."),
     Row("alexnet_cifar10", f"{SMALL}, without dropout", "small_ablations", "no_dropout",
-        "overfits", CROPS, "9.9 ± 3.8 points fewer: trained too briefly to overfit."),
+        "overfits", CROPS, "9.9 ± 3.8 points less: trained too briefly to overfit."),
     Row("alexnet_cifar10", f"{SMALL}, two columns", "small_ablations", "two_columns", "", CROPS,
-        "What the next row is compared with."),
+        "The reference for the next row."),
     Row("alexnet_cifar10", f"{SMALL}, half the width", "small_ablations", "half_width",
         "1.7 points more", CROPS, "6.1 ± 3.1 points more than two columns."),
-    Row("quickstart", "digits", "bfloat16_digits", "full", means="What a fresh checkout learns."),
+    Row("quickstart", "digits", "bfloat16_digits", "full",
+        means="The error to expect from a fresh checkout."),
     Row("quickstart", "digits, in bfloat16", "bfloat16_digits", "bfloat16",
-        means="No difference shows: 0.3 points more, its standard error 0.25."),
-    Row("folder", FEW, "finetune", "scratch", means="What fine-tuning has to beat."),
+        means="No visible difference: 0.3 points more, with a standard error of 0.25."),
+    Row("folder", FEW, "finetune", "scratch", means="The baseline for fine-tuning."),
     Row("finetune", f"{FEW}, from a net trained on 6,340 photographs of dogs", "finetune",
-        "finetune", means="4.2 points fewer than from scratch with the same steps."),
+        "finetune", means="4.2 points less than from scratch with the same number of steps."),
     Row("finetune", f"{FEW}, from the same net, only the last layer trained", "finetune", "probe",
-        means="The features of so weak a net do not serve other classes alone."),
+        means="The features of a net this weak are not enough to classify other classes."),
 )  # fmt: skip
 
 
