@@ -14,7 +14,7 @@ from alexnet_jax import data, fused, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError
 from alexnet_jax.prepare import is_prepared, prepare
-from alexnet_jax.rundir import checkpoint, evaluating
+from alexnet_jax.rundir import evaluating, restoring
 from alexnet_jax.setting import Setting
 from alexnet_jax.state import TrainState
 from alexnet_jax.step import eval_step
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     Raises:
       InputError: there is no checkpoint, or the data do not fit the network.
     """
-    trained, state, record = checkpoint.load(workdir)
+    trained, state, record = restoring.load(workdir)
     if given is None:
         given = trained
         if not is_prepared(given.dataset):

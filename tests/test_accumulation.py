@@ -9,9 +9,10 @@ import pytest
 from alexnet_jax import InputError, data, parallel
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from alexnet_jax.state import abstract_state, initial_state
-from alexnet_jax.train import train_and_evaluate, train_step
+from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from configs import alexnet
 from tests import runs
 from tests.agreement import agree, note, one_value
@@ -65,7 +66,7 @@ def test_a_resumed_run_may_change_the_number_of_parts(config, tmp_path):
         config.num_steps, config.accumulate_steps = steps, parts
         config.dataset.cache, config.parallel = cache, sharding
         train_and_evaluate(config, tmp_path / "changed")
-    states = [checkpoint.load(tmp_path / n, "latest")[1] for n in ("changed", "straight")]
+    states = [restoring.load(tmp_path / n, "latest")[1] for n in ("changed", "straight")]
     agree(states[0].params, states[1].params, rtol=1e-4, what="parameters ")
     lines = [runs.metrics(tmp_path / n) for n in ("changed", "straight")]
     agree(*([line["loss"] for line in of_run] for of_run in lines), rtol=1e-5, what="losses ")

@@ -19,7 +19,8 @@ from alexnet_jax.augment import statistics_of
 from alexnet_jax.model import AlexNet
 from alexnet_jax.ops import local_response_norm, max_pool
 from alexnet_jax.state import initial_state
-from alexnet_jax.train import train_and_evaluate, train_step
+from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from tests.agreement import agree, one_value
 from tests.reference import ops as reference
 

@@ -16,7 +16,7 @@ FLOORS = (
     *("ops", "conv", "model", "augment", "optim", "state", "parallel", "step"),
     *("rundir", "exchange", "fused_native", "fused_kernels", "fused"),
     *("setting", "evaluate", "programs", "train", "predict"),
-    *("inspect", "configs", "command_line", "__main__"),
+    *("inspect", "configs", "modes", "command_line", "__main__"),
 )
 
 

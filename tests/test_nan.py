@@ -8,7 +8,7 @@ import pytest
 
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError, NotFinite
-from alexnet_jax.rundir import RunRecord, checkpoint, rewinds
+from alexnet_jax.rundir import RunRecord, checkpoint, restoring, rewinds
 from alexnet_jax.rundir.resume import begin, note_rewinds
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
@@ -28,7 +28,7 @@ def test_the_error_names_the_loss_that_is_not_finite_and_the_last_good_checkpoin
     with pytest.raises(NotFinite, match=message) as caught:
         train_and_evaluate(config, tmp_path)
     assert "\n" not in str(caught.value)
-    _, state, _ = checkpoint.load(tmp_path, "latest")
+    _, state, _ = restoring.load(tmp_path, "latest")
     step = int(state.step)
     assert caught.value.since == step
     assert f"step {step + 1}, training" in str(caught.value)
@@ -64,7 +64,7 @@ def test_a_rewind_goes_back_with_a_lower_learning_rate(config, tmp_path, capsys)
     assert [x["loss"] for x in rewound] == pytest.approx([x["loss"] for x in good], rel=1e-4)
     assert [x["learning_rate"] for x in rewound] == pytest.approx([0.01] * 6, rel=1e-5)
     # What the run did is known to its checkpoint, and to the same command afterwards.
-    assert checkpoint.load(tmp_path / "rewound")[2].rewinds == 1
+    assert restoring.load(tmp_path / "rewound")[2].rewinds == 1
     (tmp_path / "rewound" / "result.json").unlink()
     assert train_and_evaluate(config, tmp_path / "rewound")["rewinds"] == 1
 

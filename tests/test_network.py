@@ -15,7 +15,7 @@ from alexnet_jax import optim
 from alexnet_jax.augment import Statistics
 from alexnet_jax.layers import layer_names
 from alexnet_jax.state import abstract_state, create_state, step_key
-from alexnet_jax.train import train_step
+from alexnet_jax.step import train_step
 from configs import (
     alexnet,
     alexnet_2012_code,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import InputError, command_line, predict
+from alexnet_jax import InputError, command_line, modes, predict
 from alexnet_jax.inspect import contact_sheet, image_files, predictions
 from alexnet_jax.prepare import load_image
 from tests import runs
@@ -203,7 +203,7 @@ def test_names_neither_control_the_terminal_nor_start_a_formula(tmp_path, monkey
     monkeypatch.setattr(predictions, "TOP", 10)
     monkeypatch.chdir(tmp_path / "images")
     files = ["=1+1.png", "-\x1b[2J.png"]
-    predictions.write_predictions(tmp_path / "run", files, tmp_path, command_line._show)
+    predictions.write_predictions(tmp_path / "run", files, tmp_path, modes._show)
     shown = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in shown)
     assert "\\x1b]0;owned\\x07" in shown

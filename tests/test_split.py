@@ -12,9 +12,10 @@ from alexnet_jax import InputError, data, parallel, predict, restore
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from alexnet_jax.state import abstract_state, initial_state
-from alexnet_jax.train import train_and_evaluate, train_step
+from alexnet_jax.step import train_step
+from alexnet_jax.train import train_and_evaluate
 from configs import alexnet_two_device
 from tests import runs
 from tests.agreement import agree, note
@@ -141,7 +142,7 @@ def test_20_training_steps_of_split_and_grouped_are_equal(tmp_path, data_dir):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     lines = [runs.metrics(tmp_path / str(n)) for n in layouts]
-    states = [checkpoint.load(tmp_path / str(n), "latest")[1] for n in layouts]
+    states = [restoring.load(tmp_path / str(n), "latest")[1] for n in layouts]
     losses = [[line["loss"] for line in of_run] for of_run in lines]
     assert len(losses[0]) == 20
     assert abs(losses[0][-1] - losses[0][0]) > 1e-2  # they do change
@@ -159,7 +160,7 @@ def test_a_run_moves_between_split_and_pmap(two_columns, tmp_path):
         for num_steps, sharding in plan:
             config.num_steps, config.parallel = num_steps, sharding
             train_and_evaluate(config, tmp_path / name)
-        return checkpoint.load(tmp_path / name, "latest")[1]
+        return restoring.load(tmp_path / name, "latest")[1]
 
     wanted = run("pmap", [(6, "pmap")])
     moved = run("moved", [(2, "split"), (4, "pmap"), (6, "split")])

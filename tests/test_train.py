@@ -18,7 +18,7 @@ from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
 from alexnet_jax.evaluate import evaluate_checkpoint, lowered_eval_steps, validation_metrics
 from alexnet_jax.programs import cached_rows, lowered_step
-from alexnet_jax.rundir import RunRecord, checkpoint
+from alexnet_jax.rundir import RunRecord, checkpoint, restoring
 from alexnet_jax.setting import Setting
 from alexnet_jax.state import (
     abstract_state,
@@ -412,7 +412,7 @@ def test_a_finished_run_is_restored_evaluated_and_used(config, tmp_path):
 
 
 def test_a_checkpoint_of_eight_devices_holds_one_copy(config, finished_run):
-    _, state, _ = checkpoint.load(finished_run)
+    _, state, _ = restoring.load(finished_run)
     abstract = jax.eval_shape(lambda: create_state(config, state.statistics))
     assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, abstract)
     assert {d for leaf in jax.tree.leaves(state) for d in leaf.devices()} == {jax.devices()[0]}

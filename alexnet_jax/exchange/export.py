@@ -18,7 +18,7 @@ from alexnet_jax.exchange import onnx_file
 from alexnet_jax.exchange.weights import load
 from alexnet_jax.host import whole_files
 from alexnet_jax.prepare import is_prepared, prepare
-from alexnet_jax.rundir import RunRecord, checkpoint, weights_file
+from alexnet_jax.rundir import RunRecord, restoring, weights_file
 from alexnet_jax.state import TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,7 +42,7 @@ def export(workdir: pathlib.Path, form: str, out: pathlib.Path) -> str:
         or the file does not give the same probabilities.
     """
     _refuse_existing(out)
-    config, state, record = checkpoint.load(workdir)
+    config, state, record = restoring.load(workdir)
     precision = None
     if form == "onnx":
         onnx_file.refuse(config)

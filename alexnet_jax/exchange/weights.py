@@ -18,7 +18,7 @@ from alexnet_jax.exchange import caffe
 from alexnet_jax.exchange.layout import Params, Weights, of_torchvision
 from alexnet_jax.fields import expanded, shown
 from alexnet_jax.host import regular
-from alexnet_jax.rundir import checkpoint, weights_file
+from alexnet_jax.rundir import restoring, weights_file
 from alexnet_jax.state import TrainState, abstract_state
 
 
@@ -164,7 +164,7 @@ def _of_file(path: pathlib.Path, config: ConfigDict) -> Weights:
 
 
 def _of_run(workdir: pathlib.Path, step: Any = "best") -> Weights:
-    config, state, _ = checkpoint.load(workdir, step)
+    config, state, _ = restoring.load(workdir, step)
     return Weights(jax.tree.map(np.asarray, state.params), np.asarray(state.mean_image), config)
 
 

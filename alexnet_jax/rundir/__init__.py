@@ -1,11 +1,12 @@
 """The run directory: checkpoints, metrics, whether a run may begin there or resumes."""
 
-from alexnet_jax.rundir import checkpoint, quarantine, resume, weights_file
-from alexnet_jax.rundir.checkpoint import Checkpoints, Restored, restore
+from alexnet_jax.rundir import checkpoint, quarantine, restoring, resume, weights_file
+from alexnet_jax.rundir.checkpoint import Checkpoints
 from alexnet_jax.rundir.filters import mosaic
 from alexnet_jax.rundir.metrics import MetricsWriter
 from alexnet_jax.rundir.progress import evaluating, say
 from alexnet_jax.rundir.record import RunRecord
+from alexnet_jax.rundir.restoring import Restored, restore
 from alexnet_jax.rundir.resume import (
     LAST_GOOD,
     RESULT,
@@ -35,6 +36,7 @@ __all__ = [
     "mosaic",
     "quarantine",
     "restore",
+    "restoring",
     "resume",
     "rewind_or_stop",
     "rewinds",

@@ -17,22 +17,19 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
-from alexnet_jax import config as config_lib
-from alexnet_jax import model as model_lib
 from alexnet_jax.errors import InputError, NotFinite
 from alexnet_jax.host import processes
-from alexnet_jax.rundir import integrity, quarantine, weights_file
+from alexnet_jax.rundir import integrity, quarantine
 from alexnet_jax.rundir.integrity import DamagedCheckpoint
 from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.rundir.version import versions
-from alexnet_jax.state import TrainState, abstract_state
+from alexnet_jax.state import TrainState
 
 _REMOVED = ".removed"  # the suffix of a checkpoint that is being deleted
 _REPLACEMENT = ".replacement"  # of one that takes the place of another of its step
@@ -63,7 +60,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False, keep: int = KEEP) -> None:
         self.path, self._keep = workdir / "checkpoints", keep
-        _steps(self.path)  # which says if it cannot be read
+        steps(self.path)  # which says if it cannot be read
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a directory; take another --workdir")
         versions()  # git is asked once, and not in the middle of the training
@@ -154,7 +151,7 @@ class Checkpoints:
                 f" {free / 1e6:,.0f} MB: make room there; the same command continues"
             )
         # A stop has saved the step unevaluated: never a moment without the one or the other.
-        replaces = step in _steps(self.path)
+        replaces = step in steps(self.path)
         name = f"{step}{_REPLACEMENT}" if replaces else str(step)
         run = integrity.sealed(record.to_json(), state)  # a copy: written while the run continues
         self._saving = name, step, _goodness(record.validation)
@@ -208,7 +205,7 @@ class Checkpoints:
         What cannot be read is neither counted nor deleted.
         """
         goodness = {}
-        for step in _steps(self.path):
+        for step in steps(self.path):
             with contextlib.suppress(InputError):
                 goodness[step] = self._goodness(step)
         goodness |= unfinished
@@ -240,19 +237,19 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
         self.wait()
-        return processes.from_first(max(_steps(self.path), default=None))
+        return processes.from_first(max(steps(self.path), default=None))
 
     def newest_before(self, step: int) -> int | None:
         """Return the step of the newest checkpoint that is older than `step`, or None."""
         self.wait()
-        older = (kept for kept in _steps(self.path) if kept < step)
+        older = (kept for kept in steps(self.path) if kept < step)
         return processes.from_first(max(older, default=None))
 
     def set_diverged_aside(self, since: int) -> None:
         """Move the checkpoints of step `since` and later, which led to NaN, out of the way."""
         self.wait()
         if jax.process_index() == 0:
-            for step in _steps(self.path):
+            for step in steps(self.path):
                 if step >= since:
                     quarantine.move(self.path / str(step), quarantine.DIVERGED)
         processes.from_first(None)  # the others continue when it is done
@@ -267,7 +264,7 @@ class Checkpoints:
         best = None
         if jax.process_index() == 0:  # the others may list what it has deleted meanwhile
             goodness: dict[int, float] = {}
-            for step in _steps(self.path):
+            for step in steps(self.path):
                 try:
                     goodness[step] = self._goodness(step)
                 except NoSuchStep:
@@ -319,13 +316,13 @@ class Checkpoints:
         path = self.path / str(step)
         before = _inode(path)
         try:
-            if step not in (kept := _steps(self.path)):
+            if step not in (kept := steps(self.path)):
                 raise NoSuchStep(_no_such_step(self.path, step, kept))
             with integrity.reading(path):
                 yield path
         except DamagedCheckpoint:
             if _inode(path) != before:
-                raise NoSuchStep(_no_such_step(self.path, step, _steps(self.path))) from None
+                raise NoSuchStep(_no_such_step(self.path, step, steps(self.path))) from None
             raise
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, RunRecord] | None:
@@ -342,7 +339,7 @@ class Checkpoints:
 
     def _newest_whole(self, abstract: TrainState) -> tuple[TrainState, RunRecord] | None:
         newest, quarantined = None, False
-        for step in reversed(_steps(self.path)):
+        for step in reversed(steps(self.path)):
             try:
                 if newest is None:
                     newest = self.restore(step, abstract)
@@ -365,7 +362,7 @@ class Checkpoints:
         return None
 
 
-def _steps(path: pathlib.Path) -> list[int]:
+def steps(path: pathlib.Path) -> list[int]:
     """Return the steps of which there are checkpoints in the directory `path` now, ascending."""
     with integrity.reading(path):
         try:
@@ -408,104 +405,3 @@ def _for_orbax(path: pathlib.Path) -> tuple[int | None, pathlib.Path]:
             " [ ] ? * \\ or what is not UTF-8; take another --workdir"
         )
     return descriptor, unnamed
-
-
-def load(
-    workdir: str | pathlib.Path, step: int | Literal["best", "latest"] = "best"
-) -> tuple[ConfigDict, TrainState, RunRecord]:
-    """Return the config, the state (on one device) and the run's record of a checkpoint.
-
-    `workdir` may be a weights file instead, whose state has no velocity. Raises InputError where
-    `workdir` is not a run directory or holds no such checkpoint.
-    """
-    workdir = pathlib.Path(workdir)
-    if workdir.is_file():
-        return weights_file.load(workdir)
-    _steps(workdir / "checkpoints")  # which says if it cannot be read
-    if not (workdir / "checkpoints").is_dir():
-        begun = (workdir / "config.json").exists()
-        reason = "holds no checkpoint yet" if begun else "is not a run directory"
-        raise InputError(f"{workdir} {reason}; train it first")
-    if isinstance(step, str) and step not in ("best", "latest"):
-        raise InputError(f"step={step!r}: 'best', 'latest' or the number of a kept checkpoint")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        while isinstance(step, str):
-            newest = step == "latest"
-            number = checkpoints.latest() if newest else checkpoints.best(of_all=True)
-            if number is None:
-                raise InputError(f"{workdir} holds no checkpoint yet; train it first")
-            with contextlib.suppress(NoSuchStep):  # a run has deleted it, and has others by now
-                return _load(checkpoints, number)
-        return _load(checkpoints, int(step))
-
-
-def _load(checkpoints: Checkpoints, step: int) -> tuple[ConfigDict, TrainState, RunRecord]:
-    config = config_of(checkpoints.restore_record(step), checkpoints.path / str(step))
-    state, record = checkpoints.restore(step, abstract_state(config))
-    return config, state, record
-
-
-def config_of(record: RunRecord, path: pathlib.Path) -> ConfigDict:
-    """Return the config in the `record` of the checkpoint `path`.
-
-    Raises InputError, naming the path, where this version cannot use it.
-    """
-    config = config_lib.from_dict(record.config)
-    config_lib.validate_read(config, path)
-    return config
-
-
-def newest_config(workdir: pathlib.Path) -> ConfigDict | None:
-    """Return the config of the newest checkpoint whose JSON can be read, None if there is none."""
-    path = workdir / "checkpoints"
-    for step in reversed(_steps(path)):
-        with contextlib.suppress(DamagedCheckpoint), integrity.reading(path / str(step)):
-            record = RunRecord.from_json(integrity.read_run(path / str(step)))
-            return config_of(record, path / str(step))
-    return None
-
-
-class _Restored(NamedTuple):
-    model: model_lib.AlexNet
-    variables: dict[str, Any]
-    config: ConfigDict
-
-
-class Restored(_Restored):
-    """A trained network: unpacks into `model, variables, config`, and knows two things more.
-
-    Attributes:
-      model, variables: `model.apply(variables, images)` gives logits, for float32 images (batch,
-        crop, crop, 3) of 0 to 255 less `variables['statistics']['mean_image']`, the mean
-        (image_size, image_size, 3) of the training set; `alexnet_jax.preprocess` makes them.
-      config: of the run; locked, so that a misspelt field raises AttributeError.
-      class_names: label i is class_names[i].
-      step: of the checkpoint.
-    """
-
-    class_names: tuple[str, ...]
-    step: int
-
-
-def restore(
-    workdir: str | os.PathLike[str], step: int | Literal["best", "latest"] = "best"
-) -> Restored:
-    """Restore a trained network, on one device whatever it was trained on.
-
-    Args:
-      workdir: the directory of a run, finished or not, or a file that --mode=export has written as
-        safetensors.
-      step: the number of a kept checkpoint, 'latest', or 'best': the one with the lowest top-1
-        validation error (the latest, if none has been evaluated).
-
-    Returns:
-      (model, variables, config), with the attributes `class_names` and `step`.
-
-    Raises:
-      InputError: `workdir` is not a run directory, or holds no such checkpoint.
-    """
-    config, state, record = load(pathlib.Path(workdir), step)
-    variables = {"params": state.params, "statistics": {"mean_image": state.mean_image}}
-    restored = Restored(model_lib.from_config(config), variables, config)
-    restored.class_names, restored.step = tuple(record.class_names), int(state.step)
-    return restored

@@ -22,7 +22,7 @@ from alexnet_jax.augment import statistics_of
 from alexnet_jax.errors import InputError, NotFinite, limit_met
 from alexnet_jax.host import open_lock, processes, regular
 from alexnet_jax.optim import total_steps
-from alexnet_jax.rundir import checkpoint, quarantine
+from alexnet_jax.rundir import checkpoint, quarantine, restoring
 from alexnet_jax.rundir.record import RunRecord
 from alexnet_jax.state import TrainState, abstract_state, initial_state
 
@@ -160,7 +160,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
     try:
         config_lib.refuse_changes(written, config, workdir)
     except InputError:
-        saved = checkpoint.newest_config(workdir)
+        saved = restoring.newest_config(workdir)
         if saved is None:
             raise
         config_lib.refuse_changes(saved, config, workdir)
@@ -168,7 +168,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 def is_new(workdir: pathlib.Path) -> bool:
     """Return whether a run in `workdir` would start at step 0, as process 0 sees it."""
-    return processes.from_first(checkpoint.newest_config(workdir) is None)
+    return processes.from_first(restoring.newest_config(workdir) is None)
 
 
 @contextlib.contextmanager

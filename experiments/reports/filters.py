@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from alexnet_jax.errors import InputError
 from alexnet_jax.host import whole_files
-from alexnet_jax.rundir import checkpoint, mosaic
+from alexnet_jax.rundir import mosaic, restoring
 from experiments import command_line
 from experiments.reports.curves import label
 
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--title", default="", help="default: the step")
     parser.add_argument("--out", required=True, type=command_line.path, help="a PNG file")
     given = parser.parse_args()
-    config, state, _ = checkpoint.load(given.run, "latest")
+    config, state, _ = restoring.load(given.run, "latest")
     layer, columns = config.model.layers[0], config.model.groups
     kernel = np.asarray(state.params[layer]["kernel"])
     if not layer.startswith("conv") or kernel.shape[2] != 3:

@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax import config as config_lib
 from alexnet_jax.errors import InputError
-from alexnet_jax.rundir import checkpoint, rewinds
+from alexnet_jax.rundir import checkpoint, restoring, rewinds
 from experiments.reports import metrics
 from experiments.runs import run_directories
 
@@ -68,7 +68,7 @@ def _saved(workdir: pathlib.Path, layer: str) -> Saved:
             saved = saved._replace(latest=checkpoints.latest())
             record = checkpoints.restore_record(saved.latest or 0)
             saved = saved._replace(seconds=record.seconds, commit=record.code.get("commit", ""))
-        _, state, _ = checkpoint.load(workdir)
+        _, state, _ = restoring.load(workdir)
     except InputError as error:
         return saved._replace(trouble=str(error).replace(f"{workdir}/", "").partition(" (")[0])
     kernel = np.asarray(state.params[layer]["kernel"])

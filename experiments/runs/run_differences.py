@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alexnet_jax.rundir import Checkpoints, checkpoint, scalars
+from alexnet_jax.rundir import Checkpoints, restoring, scalars
 
 # Times, and on what machine and with what code each was run.
 _NOT_COMPARED = ("seconds", "images_per_second", "device", "versions", "code")
@@ -33,7 +33,7 @@ def differences(
         found.append(f"checkpoints: {sorted(kept)} instead of {sorted(expected)}")
     for step in sorted(kept & saved_steps(straight)):
         (_, state, record), (_, other_state, other_record) = (
-            checkpoint.load(workdir, step) for workdir in (straight, other)
+            restoring.load(workdir, step) for workdir in (straight, other)
         )
         pairs = zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other_state), strict=True)
         found += [

@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax import InputError, data, parallel
 from alexnet_jax.data import device_cache
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from alexnet_jax.train import train_and_evaluate
 from tests import runs
 
@@ -26,7 +26,7 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_the_cache(config, tmp_pat
         config.num_steps = 6
     config.dataset.cache = "device"
     train_and_evaluate(config, tmp_path / "device")
-    states = [checkpoint.load(tmp_path / c, "latest")[1] for c in ("none", "device")]
+    states = [restoring.load(tmp_path / c, "latest")[1] for c in ("none", "device")]
     jax.tree.map(np.testing.assert_array_equal, *states)
     lines = [runs.metrics(tmp_path / c) for c in ("none", "device")]
     for line in lines[0] + lines[1]:

@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-from alexnet_jax import command_line
+from alexnet_jax import modes
 from alexnet_jax.data import eval_batches, open_dataset, train_batches, train_records
 from alexnet_jax.data.records import Records
 from alexnet_jax.data.stored_images import Stored
@@ -235,4 +235,4 @@ def test_a_run_that_damage_stopped_resumes_with_skip_and_says_what_it_skipped(
     assert train_and_evaluate(config, tmp_path / "run")["skipped_records"] == 1
     [line] = runs.metrics(tmp_path / "run")
     assert line["skipped_records"] == 1
-    assert command_line._skipped({"skipped_records": 1}) == "; damaged records skipped: 1"
+    assert modes._skipped({"skipped_records": 1}) == "; damaged records skipped: 1"

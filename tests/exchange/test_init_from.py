@@ -10,7 +10,7 @@ import pytest
 from alexnet_jax import InputError, exchange, restore
 from alexnet_jax import model as model_lib
 from alexnet_jax.augment import statistics_of
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from alexnet_jax.state import initial_state
 from alexnet_jax.train import train_and_evaluate
 from tests import runs
@@ -33,7 +33,7 @@ def test_a_run_begins_with_all_layers_and_the_mean_of_another(config, digits, so
     config.init_from = str(source)
     fresh = initial_state(config, statistics_of(digits, config.augment))
     state = exchange.initialised(fresh, config)
-    _, saved, _ = checkpoint.load(source)
+    _, saved, _ = restoring.load(source)
     assert all(jax.tree.leaves(_equal(state.params, saved.params)))
     assert np.array_equal(state.mean_image, saved.mean_image)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))  # no velocity
@@ -134,9 +134,9 @@ def test_what_cannot_be_taken_is_refused_before_anything_is_made(
 
 def test_weights_that_are_not_finite_are_refused(config, digits, tmp_path, monkeypatch):
     save_run(tmp_path / "run", config)
-    _, state, record = checkpoint.load(tmp_path / "run")
+    _, state, record = restoring.load(tmp_path / "run")
     state.params["conv2"]["bias"] = state.params["conv2"]["bias"].at[3].set(np.nan)
-    monkeypatch.setattr(checkpoint, "load", lambda *_: (config, state, record))
+    monkeypatch.setattr(restoring, "load", lambda *_: (config, state, record))
     config.init_from = str(tmp_path / "run")
     with pytest.raises(InputError, match="run: conv2/bias is not finite"):
         exchange.check(config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.host import compilation_cache
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from tests import runs
 
 
@@ -50,7 +50,7 @@ def _program(entry):
 
 
 def _assert_same_states(*workdirs):
-    first, *others = (checkpoint.load(workdir, "latest")[1] for workdir in workdirs)
+    first, *others = (restoring.load(workdir, "latest")[1] for workdir in workdirs)
     for other in others:
         jax.tree.map(np.testing.assert_array_equal, other, first)
 

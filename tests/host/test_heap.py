@@ -58,7 +58,7 @@ def test_the_command_line_keeps_freed_memory_from_the_start_on_a_cpu(monkeypatch
     monkeypatch.setattr(heap, "keep", lambda: called.append("keep"))
     monkeypatch.setattr(heap, "accelerator_expected", lambda: found[0])
     monkeypatch.setattr(command_line.compilation_cache, "keep", lambda: called.append("programs"))
-    monkeypatch.setattr(command_line, "_dispatch", lambda *_: called.append("the rest"))
+    monkeypatch.setattr(command_line, "dispatch", lambda *_: called.append("the rest"))
     for accelerator, expected in ((False, ["keep"]), (True, [])):
         found[0] = accelerator
         assert command_line.main(["run.py", TINY[0], "--mode=summary"]) == 0

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.rundir import checkpoint
+from alexnet_jax.rundir import restoring
 from tests import runs
 from tests.agreement import agree
 
@@ -82,7 +82,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path, data_dir, l
     lines = [runs.metrics(tmp_path / name) for name in ("one", "two")]
     assert [line["step"] for line in lines[1]] == [1, 2, 3, 4, 5, 6]  # written once
     agree([x["loss"] for x in lines[1]], [x["loss"] for x in lines[0]], rtol=1e-5, what="losses")
-    states = [checkpoint.load(tmp_path / name, "latest")[1] for name in ("one", "two")]
+    states = [restoring.load(tmp_path / name, "latest")[1] for name in ("one", "two")]
     agree(states[1].params, states[0].params, rtol=1e-5, what="parameters ")
     errors = [runs.metrics(tmp_path / name, "val")[-1] for name in ("one", "two")]
     assert errors[0]["top1_error"] == pytest.approx(errors[1]["top1_error"], abs=1 / 359)
@@ -124,7 +124,7 @@ def test_if_one_process_is_killed_the_other_ends_and_both_resume_exactly(tmp_pat
         ended(process, 0)
     lines = [runs.metrics(tmp_path / name) for name in ("killed", "undisturbed")]
     assert [(x["step"], x["loss"]) for x in lines[0]] == [(x["step"], x["loss"]) for x in lines[1]]
-    states = [checkpoint.load(tmp_path / n, "latest")[1] for n in ("killed", "undisturbed")]
+    states = [restoring.load(tmp_path / n, "latest")[1] for n in ("killed", "undisturbed")]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -141,7 +141,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, data_dir)
     wait_for(tmp_path, 5)
     processes[1].send_signal(signal.SIGTERM)
     last = [ended(process, 0)[-1] for process in processes]
-    step = checkpoint.load(tmp_path, "latest")[2].metrics["train"]["step"]
+    step = restoring.load(tmp_path, "latest")[2].metrics["train"]["step"]
     stopped = "stopped at step {} of {}; the same command continues"
     assert last == [stopped.format(step, 100000)] * 2
 
@@ -167,7 +167,7 @@ def test_both_processes_rewind_together(tmp_path, data_dir):
     ):
         assert [sum(what in line for line in lines) for lines in said] == [1, 0]
     assert [line["step"] for line in runs.metrics(tmp_path)] == [1, 2, 3, 4]
-    assert checkpoint.load(tmp_path, "latest")[2].rewinds >= 1
+    assert restoring.load(tmp_path, "latest")[2].rewinds >= 1
 
 
 @pytest.mark.slow

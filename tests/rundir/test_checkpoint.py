@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import InputError
-from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
+from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine, restoring
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
 from alexnet_jax.state import abstract_state
 from alexnet_jax.train import train_and_evaluate
@@ -60,7 +60,7 @@ def test_the_checkpoint_before_a_damaged_one_is_restored(
         state, _ = checkpoints.restore_latest(abstract_state(config))
     step = 4 if damage == "no metrics" else 2  # a checkpoint is whole without its metrics
     assert int(state.step) == step
-    jax.tree.map(np.testing.assert_array_equal, state, checkpoint.load(finished_run, step)[1])
+    jax.tree.map(np.testing.assert_array_equal, state, restoring.load(finished_run, step)[1])
     warning = f"warning: {run_copy / 'checkpoints' / '4'} is damaged and now in"
     assert (warning in capsys.readouterr().err) == (step == 2)
 
@@ -68,7 +68,7 @@ def test_the_checkpoint_before_a_damaged_one_is_restored(
 def test_training_resumes_from_the_checkpoint_before_a_damaged_one(config, finished_run, run_copy):
     _flip_a_bit(run_copy / "checkpoints" / "4")
     train_and_evaluate(config, run_copy)
-    straight, resumed = (checkpoint.load(p, "latest")[1] for p in (finished_run, run_copy))
+    straight, resumed = (restoring.load(p, "latest")[1] for p in (finished_run, run_copy))
     assert int(resumed.step) == 4
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
     assert [line["step"] for line in runs.metrics(run_copy)] == [1, 2, 3, 4]
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(config, run_copy, m
 def test_the_next_run_removes_what_a_kill_leaves_of_a_save_and_a_reader_does_not(run_copy):
     directory = run_copy / "checkpoints"
     shutil.copytree(directory / "4", directory / "5.orbax-checkpoint-tmp")
-    checkpoint.load(run_copy)
+    restoring.load(run_copy)
     assert list(directory.glob("*tmp*"))
     with Checkpoints(run_copy):
         assert not list(directory.glob("*tmp*"))

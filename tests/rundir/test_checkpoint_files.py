@@ -18,7 +18,7 @@ from orbax.checkpoint._src.serialization import ocdbt_utils
 from alexnet_jax import InputError
 from alexnet_jax import config as config_lib
 from alexnet_jax.evaluate import evaluate_checkpoint
-from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine
+from alexnet_jax.rundir import Checkpoints, RunRecord, checkpoint, integrity, quarantine, restoring
 from alexnet_jax.rundir import resume as workdir_lib
 from alexnet_jax.rundir.checkpoint import DamagedCheckpoint
 from alexnet_jax.state import abstract_state
@@ -38,7 +38,7 @@ def _save(checkpoints, step, error=None):
 
 
 def _assert_holds(workdir, step, which="latest"):
-    _, state, _ = checkpoint.load(workdir, which)
+    _, state, _ = restoring.load(workdir, which)
     jax.tree.map(np.testing.assert_array_equal, state, _state(step))
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_without_permission_to_read_it_is_not_damaged(public, close
     path = public / "checkpoints" / closed
     with _without_rights(path):
         with pytest.raises(InputError, match="cannot be read now.*denied.*right") as caught:
-            checkpoint.load(public)
+            restoring.load(public)
         assert not isinstance(caught.value, DamagedCheckpoint)
         refused = pytest.raises(InputError, match="cannot be read now.*denied.*right")
         with refused as caught, Checkpoints(public) as checkpoints:
@@ -156,7 +156,7 @@ def test_a_checkpoint_without_permission_to_read_it_is_not_damaged(public, close
 
 def test_a_run_directory_without_permission_to_list_it_is_still_a_run(public):
     with _without_rights(public), pytest.raises(InputError, match="cannot be read now.*denied"):
-        checkpoint.load(public)
+        restoring.load(public)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
@@ -224,7 +224,7 @@ def test_a_run_is_read_while_it_saves_and_deletes(tmp_path):
         try:
             while not ended.is_set():
                 for which in ("best", "latest"):
-                    _, state, _ = checkpoint.load(tmp_path, which)
+                    _, state, _ = restoring.load(tmp_path, which)
                     read.append(int(state.step))
                     jax.tree.map(np.testing.assert_array_equal, state, _state(read[-1]))
         finally:
@@ -249,7 +249,7 @@ def test_a_checkpoint_deleted_between_listing_and_reading_is_skipped(saved, monk
     monkeypatch.setattr(integrity, "read_run", deleted_before)
     _assert_holds(saved, 2)
     with pytest.raises(InputError, match="no checkpoint of step 3; it holds 1, 2"):
-        checkpoint.load(whole, 3)
+        restoring.load(whole, 3)
 
 
 def test_a_resume_deletes_what_a_kill_left(saved, capsys):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from alexnet_jax import command_line, parallel, programs
+from alexnet_jax import modes, parallel, programs
 from alexnet_jax.rundir import MetricsWriter, RunRecord, tensorboard
 from alexnet_jax.rundir.metrics import WINDOW
 from alexnet_jax.step import train_step
@@ -89,7 +89,7 @@ def test_the_terminal_shows_no_top_5_error_where_all_classes_are_among_five(
     assert ("top-5 error 10.00%, learning rate" in line) == ("top-5" in line) == shown
     assert _lines(tmp_path)[0]["top5_error"] == 0.1
     result = {"step": 7} | errors | {f"ten_crop_{name}": 0.3 for name in errors}
-    last = command_line._errors(result, num_classes)
+    last = modes._errors(result, num_classes)
     if shown:
         assert last.endswith("top-1 error 50.00%, top-5 10.00% (test crops: 30.00%, 30.00%)")
     else:
