@@ -122,182 +122,194 @@ def _by_parameter(what: str, example: float) -> Field:
 
 
 FIELDS = {
-    "seed": _integer(0).means("of initial weights, order of images, augmentation and dropout"),
-    "batch_size": _integer(1).means("images per step over all devices"),
-    "accumulate_steps": _integer(1).means(
-        "parts into which a device's images of a step are divided, to save memory"
+    "seed": _integer(0).means(
+        "random seed of initial weights, image order, augmentation and dropout"
     ),
-    "num_epochs": _integer(1).means("passes over the training set"),
+    "batch_size": _integer(1).means("global batch size: images per step over all devices"),
+    "accumulate_steps": _integer(1).means(
+        "gradient accumulation: parts into which each device's batch is divided, to save memory"
+    ),
+    "num_epochs": _integer(1).means("number of passes over the training set"),
     "num_steps": Field(
         (int, type(None)),
         lambda v: v is None or 1 <= v < 2**31,
         "an integer from 1 to 2147483647; by default num_epochs is used",
-    ).means("training steps in place of num_epochs"),
+    ).means("number of training steps; overrides num_epochs"),
     "init_from": _path(True).means(
-        "run directory, checkpoint or weights file that a new run takes fitting layers from"
+        "run directory, checkpoint or weights file from which a new run loads the layers that fit"
     ),
     "dtype": _choice("float32", "bfloat16").means(
-        "type the layers compute in; parameters and velocity stay float32"
+        "compute type of the layers; parameters and velocity stay float32"
     ),
     "fused_pooling": _flag().means(
-        "whether ReLU, normalization and pooling are one kernel on an NVIDIA GPU (docs/fused.md)"
+        "whether ReLU, normalization and pooling run as one kernel on an NVIDIA GPU (docs/fused.md)"
     ),
     "parallel": _choice("pmap", "split").means(
-        "'pmap': a whole network per device; 'split': each column on a device of its own"
+        "'pmap': the whole network on each device; 'split': each column on its own device"
     ),
     "learning_rate": _number(0, open_low=True).means(
-        "initial rate; the velocity is momentum v - weight_decay lr w - lr gradient (section 5)"
+        "initial learning rate lr; v <- momentum v - weight_decay lr w - lr gradient (section 5)"
     ),
-    "momentum": _fraction().means("of the velocity"),
-    "weight_decay": _number(0).means("of all parameters that weight_decays does not name"),
+    "momentum": _fraction().means("factor of the previous velocity v in the update"),
+    "weight_decay": _number(0).means(
+        "weight decay of all parameters that weight_decays does not name"
+    ),
     "lr_multipliers": _by_parameter("factors of their learning rate", 2.0).means(
-        "factors of the learning rate for parameters, by globs of their names; 0 freezes them"
+        "learning rate factors of parameters, selected by globs of their names; 0 freezes them"
     ),
     "weight_decays": _by_parameter("their weight decay", 0.0).means(
-        "weight decay in place of weight_decay, by globs of names; the last match counts"
+        "weight decay of parameters, selected by globs of their names; the last match is used"
     ),
     "schedule": _choice("plateau", "epochs").means(
-        "'plateau': divide the rate when validation stops improving; 'epochs': follow milestones"
+        "'plateau': lower the rate when the validation error stops falling; 'epochs': milestones"
     ),
     "milestones": Field(
         tuple,
         _are_milestones,
         "a tuple of (epoch of at least 2, parameters, factor), such as ((25, '*', 0.1),)",
-    ).means("factors of the rate from the start of an epoch, by globs of names"),
-    "plateau.factor": _inside().means("by which the rate is multiplied on a plateau"),
+    ).means(
+        "learning rate factors that apply from the start of an epoch, by globs of parameter names"
+    ),
+    "plateau.factor": _inside().means("factor by which a plateau multiplies the learning rate"),
     "plateau.patience": _integer(1).means(
-        "evaluations in a row without improvement that make a plateau"
+        "number of consecutive evaluations without improvement that count as a plateau"
     ),
     "plateau.rtol": _inside().means(
-        "relative drop of the validation error that counts as improvement"
+        "relative decrease of the validation error that counts as an improvement"
     ),
-    "plateau.min_scale": _number(0, 1).means("smallest product of all these factors"),
-    "eval_every_epochs": _integer(1).means("epochs between evaluations on the validation set"),
+    "plateau.min_scale": _number(0, 1).means("lower limit of the product of all plateau factors"),
+    "eval_every_epochs": _integer(1).means(
+        "number of epochs between evaluations on the validation set"
+    ),
     "checkpoint_every_steps": _integer(1).means(
-        "steps between checkpoints; evaluations save one too"
+        "number of steps between checkpoints; each evaluation also saves one"
     ),
     "checkpoint_keep": _integer(1).means(
-        "latest checkpoints that are kept, besides the best; 8 bytes per parameter each"
+        "number of latest checkpoints to keep besides the best; each has 8 bytes per parameter"
     ),
-    "log_every_steps": _integer(1).means("steps between lines of metrics.jsonl"),
+    "log_every_steps": _integer(1).means("number of steps between lines of metrics.jsonl"),
     "on_nan": _choice("stop", "rewind").means(
-        "when a number is not finite: 'stop', or 'rewind' to the last good checkpoint"
+        "on a NaN or infinity: 'stop', or 'rewind' to the last good checkpoint"
     ),
     "rewind_divisor": Field(
         float, lambda v: 1 < v <= LARGEST, f"a number above 1 and at most {LARGEST:g}"
-    ).means("by which a rewind divides the learning rate"),
-    "max_rewinds": _integer(1).means("rewinds before the run stops"),
+    ).means("number by which a rewind divides the learning rate"),
+    "max_rewinds": _integer(1).means("maximum number of rewinds"),
     "model.num_classes": Field(
         int, lambda v: v == 0 or 2 <= v < 2**31, "an integer from 2 to 2147483647, or 0"
-    ).means("outputs of the last layer; 0: as many as the data set has classes"),
+    ).means("number of outputs of the last layer; 0: the number of classes of the data set"),
     "model.groups": Field(int, lambda v: v in (1, 2), "1 or 2").means(
-        "columns of the network: 2 as on the paper's two GPUs (section 3.5)"
+        "number of columns of the network; 2 as on the paper's two GPUs (section 3.5)"
     ),
     "model.cross_layers": Field(
         tuple,
         lambda v: len(set(v)) == len(v) and all(type(name) is str for name in v),
         "a tuple of layers, such as ('conv3',)",
-    ).means("with groups=2, convolutional layers that read both columns"),
+    ).means("with groups=2: the convolutional layers that read both columns"),
     "model.layers": Field(
         tuple,
         _are_layers,
         "a tuple of convolutional layers in order, each conv1 or local1, conv2 or local2, ...",
-    ).means("convolutional (conv1, ...) and locally connected (local1, ...) layers"),
-    "model.features": _integers(1).means("channels of each of them"),
-    "model.kernels": _integers(1).means("side of the filters of each, in pixels"),
-    "model.strides": _integers(1).means("stride of each, in pixels"),
-    "model.padding": _integers(0).means("zeros around the input of each, in pixels"),
+    ).means("names of the convolutional (conv1, ...) and locally connected (local1, ...) layers"),
+    "model.features": _integers(1).means("number of output channels of each of these layers"),
+    "model.kernels": _integers(1).means("filter size of each of these layers, in pixels"),
+    "model.strides": _integers(1).means("stride of each of these layers, in pixels"),
+    "model.padding": _integers(0).means("zero padding of each of these layers, in pixels"),
     "model.ceil_mode": _flag().means(
-        "whether output sizes are rounded up, so that the last window overhangs"
+        "whether output sizes are rounded up; the last window may then overhang the input"
     ),
     "model.stages": Field(
         tuple,
         _are_stages,
         f"for each layer a tuple, without repetition, of {', '.join(map(repr, STAGES))}",
-    ).means("what follows each convolutional layer, in order"),
-    "model.hidden": _integers(1).means("units of the fully connected layers before the last"),
+    ).means("operations after each of these layers, in order"),
+    "model.hidden": _integers(1).means(
+        "number of units of each fully connected layer except the last"
+    ),
     "model.dropout": _fraction().means(
-        "fraction of their units that a training step drops (section 4.2)"
+        "fraction of their units that is dropped in each training step (section 4.2)"
     ),
     "model.dropout_scaling": _choice("train", "test").means(
-        "outputs are scaled when testing, as in the paper, or by the inverse when training"
+        "'test': scale outputs at test time, as in the paper; 'train': by the inverse in training"
     ),
     "model.lrn.k": _number(0, open_low=True).means(
-        "local response normalization divides by (k + alpha sum)^beta (section 3.3)"
+        "k in local response normalization, which divides by (k + alpha sum)^beta (section 3.3)"
     ),
-    "model.lrn.n": _integer(1, LONGEST).means("neighbouring channels in the sum"),
-    "model.lrn.alpha": _number(0).means("factor of the sum; not divided by n"),
-    "model.lrn.beta": _number(0).means("exponent"),
+    "model.lrn.n": _integer(1, LONGEST).means("number of neighbouring channels in the sum"),
+    "model.lrn.alpha": _number(0).means("alpha, the factor of the sum; it is not divided by n"),
+    "model.lrn.beta": _number(0).means("beta, the exponent"),
     "model.lrn.within_groups": _flag().means(
-        "with groups=2, whether the sum stays inside a column"
+        "with groups=2: whether the sum stays inside a column"
     ),
     "model.spatial_norm.k": _number(0, open_low=True).means(
-        "the same over the pixels of one feature map"
+        "k in spatial normalization: the same formula over the pixels of one feature map"
     ),
-    "model.spatial_norm.n": _integer(1, LONGEST).means("side of the window, in pixels"),
+    "model.spatial_norm.n": _integer(1, LONGEST).means("window size, in pixels"),
     "model.spatial_norm.alpha": _number(0).means(
-        "factor of the sum; not divided by the number of pixels"
+        "alpha, the factor of the sum; it is not divided by the number of pixels"
     ),
-    "model.spatial_norm.beta": _number(0).means("exponent"),
+    "model.spatial_norm.beta": _number(0).means("beta, the exponent"),
     "model.pool.window": _integer(1, WIDEST).means(
-        "side of a pooling window, in pixels (section 3.4)"
+        "size of the pooling windows, in pixels (section 3.4)"
     ),
-    "model.pool.stride": _integer(1).means("pixels between windows"),
+    "model.pool.stride": _integer(1).means("stride of the pooling windows, in pixels"),
     "model.initializer": _choice("normal", "he_normal").means(
-        "of the weights: N(0, init_std), or He et al. 2015"
+        "initial weights: 'normal' is N(0, init_std), 'he_normal' is He et al. 2015"
     ),
     "model.init_std": _number(0, open_low=True).means("standard deviation of the initial weights"),
     "model.init_stds": Field(
         tuple,
         lambda v: all(_is_number(std) and std >= SMALLEST for std in v),
         "an empty tuple, or one of numbers above 0, one per layer",
-    ).means("one per layer in place of init_std"),
+    ).means("standard deviations of the initial weights, one per layer; overrides init_std"),
     "model.biases": Field(
         tuple, lambda v: all(map(_is_number, v)), "a tuple of finite numbers, one per layer"
     ).means("initial biases, one per layer"),
     "model.input_scale": _number(0, open_low=True).means(
-        "factor of the pixels, 0 to 255 minus the mean, before the first layer"
+        "factor of the input of the first layer, pixels of 0 to 255 minus the mean"
     ),
     "dataset.name": Field(str, bool, "a tfds name, 'folder' or 'digits'").means(
-        "'folder', 'digits' (of scikit-learn) or a tensorflow-datasets name"
+        "'folder', 'digits' (from scikit-learn) or a name of tensorflow-datasets"
     ),
     "dataset.path": _path(True).means(
-        "for name='folder': holds train/<class>/ and val/<class>/, or <class>/ alone"
+        "with name='folder': a folder with train/<class>/ and val/<class>/, or only <class>/"
     ),
     "dataset.val_fraction": _inside().means(
-        "fraction of the images of a folder without train/ to hold out, by a hash of their names"
+        "fraction of the images to hold out if the folder has no train/, by a hash of their names"
     ),
-    "dataset.data_dir": _path(False).means("directory of the prepared data sets"),
-    "dataset.image_size": _integer(1, 4096).means("side of the stored squares, in pixels"),
-    "dataset.encoding": _choice("jpeg", "raw").means("how squares are stored"),
-    "dataset.jpeg_quality": _integer(1, 100).means("of encoding='jpeg'"),
+    "dataset.data_dir": _path(False).means("directory for prepared data sets"),
+    "dataset.image_size": _integer(1, 4096).means("side of the stored square images, in pixels"),
+    "dataset.encoding": _choice("jpeg", "raw").means("how the square images are stored"),
+    "dataset.jpeg_quality": _integer(1, 100).means("JPEG quality, with encoding='jpeg'"),
     "dataset.on_error": _choice("raise", "skip").means(
-        "damaged images and records: 'raise', or 'skip' up to 1 %"
+        "on damaged images and records: 'raise', or 'skip' up to 1 %"
     ),
     "dataset.cache": _choice("none", "device").means(
-        "'device': the training set is kept in device memory"
+        "'device': keep the training set in device memory"
     ),
     "augment.crop": _integer(1).means(
-        "side of the crops that the network sees, in pixels (section 4.1)"
+        "side of the crops that are the network's input, in pixels (section 4.1)"
     ),
-    "augment.flip": _flag().means("whether training reflects images left to right at random"),
-    "augment.shared_by": _integer(1).means("consecutive images that share crop and reflection"),
+    "augment.flip": _flag().means("whether training images are randomly reflected left to right"),
+    "augment.shared_by": _integer(1).means(
+        "number of consecutive images that share the same crop and reflection"
+    ),
     "augment.mean_crop": _choice("same", "centre").means(
-        "crop of the mean image that is subtracted: at the 'same' place, or the 'centre'"
+        "crop of the mean image to subtract: at the 'same' position as the image, or the 'centre'"
     ),
     "augment.colour_std": _number(0).means(
-        "standard deviation of the PCA colour factors; 0 for none"
+        "standard deviation of the PCA colour factors; 0: no colour shifts"
     ),
     "augment.colour_rule": _choice("paper", "released").means(
-        "scale of the colour axes, see augment.colour_axes"
+        "scale of the colour axes; see colour_axes in augment.py"
     ),
     "augment.colour_epochs": Field(
         (int, type(None)),
         lambda v: v is None or 0 <= v < 2**31,
         "an integer from 0 to 2147483647; by default never",
-    ).means("epochs after which colours are no longer shifted"),
+    ).means("number of epochs after which colours are no longer shifted"),
     "augment.test_crops": _choice("ten", "nine").means(
-        "crops whose predictions the last evaluation averages"
+        "number of crops whose predictions the last evaluation averages"
     ),
 }
 

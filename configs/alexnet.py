@@ -2,23 +2,26 @@
 
 Source    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional Neural
           Networks", NIPS 2012. One column instead of the paper's two (see `model.groups`).
-Data      imagenet2012: 256 px squares, random 227 px crops, flips, PCA colour.
-Hardware  any number of GPUs, TPU cores or CPUs that divides the batch; each holds the network.
+Data      imagenet2012: 256 px squares, random 227 px crops, flips, PCA colour shifts.
+Hardware  any number of GPUs, TPU cores or CPUs that divides the batch size. Each device holds the
+          whole network.
 Cost      62.4 million parameters; 1.14 G multiply-adds per image forward, 6.6 GFLOP per image
           and training step; 90 epochs are 115 million images.
-Error     the paper gives 18.2 % top-5 error for one net (ten crops). Not run on ImageNet yet.
-          On ten classes, expect this: trained as it is on 6,340 photographs of ten dog breeds,
-          validation top-1 error was 66, 54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs
-          (seen once, on an H200, 227 px). It is at its best after about 50 of the 90 epochs, and a
-          difference between two checkpoints of 3 points means nothing.
-          The N(0, .01) weights learn at this size. With smaller crops they stay at chance: take
-          He's weights, biases of 0 and `model.input_scale=0.015625`. Without LRN some
-          nets did not learn at all at the rates of .003 and .01 (docs/experiments.md). Dropout
-          slows the first epochs: a run of a few epochs is better without it.
+Error     The paper reports 18.2 % top-5 error for one net (ten crops). This recipe has not been run
+          on ImageNet yet.
+          With ten classes: on 6,340 photographs of ten dog breeds, without overrides, validation
+          top-1 error was 66, 54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs (seen once, on
+          an H200, 227 px). The error is lowest after about 50 of the 90 epochs. A difference of 3
+          points between two checkpoints is not significant.
+          The network learns from N(0, .01) weights at this input size. With smaller crops it stays
+          at chance; use He's weights, biases of 0 and `model.input_scale=0.015625` there. Without
+          LRN, some nets did not learn at all at learning rates of .003 and .01
+          (docs/experiments.md). Dropout slows the first epochs, so a run of a few epochs is better
+          without it.
 
-This file sets every field; the other recipes change some of them, and so does the command line:
-`--config.batch_size=256 --config.model.dropout=0.3`. `python run.py --help` and
-alexnet_jax/fields.py say what each field means and which values it takes.
+This file sets every field. The other recipes change some of them. The command line can override any
+field: `--config.batch_size=256 --config.model.dropout=0.3`. `python run.py --help` and
+alexnet_jax/fields.py describe the meaning and the valid values of each field.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +29,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Return the recipe, with every field there is."""
+    """Return the recipe, with every field that exists."""
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128

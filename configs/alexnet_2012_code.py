@@ -1,23 +1,23 @@
-"""AlexNet on ImageNet as the code that the authors released in 2012 trained it: two columns.
+"""AlexNet on ImageNet as the authors' released code of 2012 trained it: two columns.
 
 Source    the network `layers-145` of the source published by the Computer History Museum, whose
-          logged errors are those of the paper. Where it differs from the paper's text, which
-          configs/alexnet.py follows: crops of 224 whose last windows overhang, normalisation of
-          conv1 before its ReLU and with alpha / n, a spatial norm after conv2's, pooling of conv5
-          before its ReLU, N(0, .03) for conv3 to conv5, biases with a rate of .02 from first to
-          last and no decay, a schedule of the weights by epochs, colour by standard deviations,
-          one mean for all crops.
+          logged errors are those of the paper. It differs from the paper's text, which
+          configs/alexnet.py follows, in these points: crops of 224 whose last windows overhang;
+          normalisation of conv1 before its ReLU and with alpha / n; a spatial norm after that of
+          conv2; pooling of conv5 before its ReLU; N(0, .03) for conv3 to conv5; biases with a
+          constant learning rate of .02 and no weight decay; a learning rate schedule of the weights
+          by epochs; colour shifts by standard deviations; the same mean for all crops.
 Data      imagenet2012: 256 px squares.
-Hardware  as configs/alexnet.py; with `--config.parallel=split` each pair of devices divides the
-          network as the authors' two GPUs did.
+Hardware  as configs/alexnet.py. With `--config.parallel=split`, each pair of devices divides the
+          network like the authors' two GPUs.
 Cost      60,965,224 parameters, 0.72 G multiply-adds per image forward; 90 epochs (five to six days
           on two GTX 580 in 2012).
 Error     40.664 % top-1, 18.210 % top-5 on ILSVRC-2012's validation set, ten crops, as logged by
           the authors. Not run on ImageNet yet.
 
-`augment.shared_by` repeats an artefact of theirs; 1 is better practice.
-The biases' rate is read off the end state in `layers/layer-params-145.cfg`: .02 beside the weights'
-1e-5 in every layer but conv1, where both are 0.
+`augment.shared_by` reproduces an artefact of the authors' code; 1 is better practice.
+The learning rate of the biases is taken from the end state in `layers/layer-params-145.cfg`: it is
+.02, where the weights have 1e-5, in every layer except conv1, where both are 0.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,13 @@
 """AlexNet scaled down to CIFAR-10: the eight layers on 28 px crops of 32 px images.
 
 Source    our own design: the layers, norms, overlapping pools, dropout and augmentation of
-          configs/alexnet.py, with 5 x 5 filters of stride 1 in conv1, where 11 x 11 of stride 4
-          would leave nothing of the image.
+          configs/alexnet.py. conv1 has 5 x 5 filters with stride 1, because 11 x 11 filters with
+          stride 4 are too large for these images.
 Data      cifar10, or name=folder with CIFAR-10's images in train/<class>/ and test/<class>/.
 Hardware  a CPU is enough.
 Cost      2.5 minutes per epoch on two CPU cores.
-Error     38.8 % (top-1) after 4 epochs, measured here; cut short; longer runs are not recorded yet.
+Error     38.8 % (top-1) after 4 epochs, measured here. The run was cut short; longer runs are not
+          recorded yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,19 @@
-"""AlexNet as Caffe's model zoo has it: the network and the training of `bvlc_alexnet`.
+"""AlexNet from Caffe's model zoo: the network and the training of `bvlc_alexnet`.
 
 Source    BVLC, caffe/models/bvlc_alexnet: two groups, local response normalization with k = 1 and
-          alpha / n over both groups, biases of 0.1 in place of the paper's 1, no colour shift,
-          biases with twice the rate and no decay, the rate divided by ten every 100,000 steps.
-Weights   bvlc_alexnet.caffemodel fits (docs/weights.md): top-1 error 42.9 %, top-5 error 19.8 % on
-          ILSVRC-2012's validation set by its authors' word, one crop.
-Data      imagenet2012: 256 px squares, random 227 px crops. Caffe warps images to squares, here
-          their centre is cut out.
+          alpha / n over both groups, biases of 0.1 instead of the paper's 1, no colour shifts,
+          biases with twice the learning rate and no weight decay, and a learning rate that is
+          divided by ten every 100,000 steps.
+Weights   bvlc_alexnet.caffemodel fits (docs/weights.md). According to its authors, it has 42.9 %
+          top-1 and 19.8 % top-5 error on ILSVRC-2012's validation set, with one crop.
+Data      imagenet2012: 256 px squares, random 227 px crops. Caffe warps images to squares; here the
+          centre is cropped.
 Hardware  as configs/alexnet.py.
 Cost      60,965,224 parameters; 450,000 steps of 256 images.
 Error     as above. Not run on ImageNet yet.
 
-Caffe's pooling rounds sizes up and its convolutions round them down; with crops of 227 neither has
-anything to round (55, 27, 13, 6), and `model.ceil_mode` has no effect.
+Caffe's pooling rounds sizes up and its convolutions round them down. With crops of 227, no size
+needs rounding (55, 27, 13, 6), and `model.ceil_mode` has no effect.
 """
 
 from ml_collections import ConfigDict

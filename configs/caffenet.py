@@ -2,8 +2,8 @@
 
 Source    BVLC, caffe/models/bvlc_reference_caffenet. Otherwise as configs/caffe_alexnet.py, with
           the paper's biases of 1.
-Weights   bvlc_reference_caffenet.caffemodel fits (docs/weights.md): top-1 error 42.6 %, top-5 error
-          19.6 % on ILSVRC-2012's validation set by its authors' word, one crop.
+Weights   bvlc_reference_caffenet.caffemodel fits (docs/weights.md). According to its authors, it
+          has 42.6 % top-1 and 19.6 % top-5 error on ILSVRC-2012's validation set, with one crop.
 Data      as configs/caffe_alexnet.py.
 Hardware  as configs/alexnet.py.
 Cost      60,965,224 parameters; 450,000 steps of 256 images.

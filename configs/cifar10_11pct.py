@@ -1,9 +1,10 @@
 """Krizhevsky's CIFAR-10 net "11 %": cifar10_13pct with local response normalisation.
 
 Source    Krizhevsky's cuda-convnet, `layers-conv-local-11pct`.
-Data      as cifar10_13pct. He trained 350 epochs on four fifths of the training images, the rest
-          telling him when to stop, then on all of them; here all are used from the start.
-Hardware  a GPU, for the number of epochs.
+Data      as cifar10_13pct. Krizhevsky trained for 350 epochs on four fifths of the training images,
+          used the rest to decide when to stop, and then trained on all of them. Here all images are
+          used from the start.
+Hardware  a GPU, because of the number of epochs.
 Cost      2,112,970 parameters, 19.5 M multiply-adds per image forward; 520 epochs.
 Error     11 % published; not run yet.
 """

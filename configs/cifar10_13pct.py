@@ -1,14 +1,14 @@
 """Krizhevsky's CIFAR-10 net "13 %": two convolutional and two locally connected layers.
 
 Source    Krizhevsky's cuda-convnet, `layers-conv-local-13pct`.
-Data      as cifar10_80sec, with random crops of 24 px and reflections; the softmax outputs of nine
-          crops are averaged in the test ("ten crops" in the outputs).
-Hardware  a GPU, for the number of epochs: 203,125 steps, a little over six minutes on an H200. The
-          training set lies in the device's memory.
-Cost      1,116,490 parameters, 18.5 M multiply-adds per image forward; 520 epochs ("long":
-          the number is that of cifar10_11pct).
-Error     13 % published; 11.7 % here after 379 epochs, the rate lowered at the 360th and the
-          370th in place of the 501st and the 511th (one seed).
+Data      as cifar10_80sec, with random crops of 24 px and reflections. At test time, the softmax
+          outputs of nine crops are averaged (the results are named "ten crops").
+Hardware  a GPU, because of the number of epochs: 203,125 steps, a little over six minutes on an
+          H200. The training set is kept in device memory.
+Cost      1,116,490 parameters, 18.5 M multiply-adds per image forward; 520 epochs (published:
+          "long"; the number is from cifar10_11pct).
+Error     13 % published. 11.7 % here after 379 epochs (one seed), with the learning rate lowered at
+          the 360th and the 370th epoch instead of the 501st and the 511th.
 """
 
 from ml_collections import ConfigDict

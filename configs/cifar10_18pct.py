@@ -1,7 +1,7 @@
-"""Krizhevsky's CIFAR-10 net "18 %": cifar10_80sec's convolutions, normalised, and one layer.
+"""Krizhevsky's CIFAR-10 net "18 %": cifar10_80sec's convolutions with norms, and one dense layer.
 
-Source    Krizhevsky's cuda-convnet, `layers-18pct`: a spatial norm after the first two pools, one
-          fully connected layer.
+Source    Krizhevsky's cuda-convnet, `layers-18pct`: a spatial norm after each of the first two
+          pools, and one fully connected layer.
 Data      as cifar10_80sec.
 Hardware  a CPU is enough.
 Cost      89,578 parameters, 12.3 M multiply-adds per image forward; 140 epochs.

@@ -1,14 +1,14 @@
 """Krizhevsky's CIFAR-10 net "80 seconds": three convolutional and two fully connected layers.
 
-Source    Krizhevsky's cuda-convnet, `layers-80sec`. Its max pooling credits every tied maximum of a
-          window with the gradient, ours the first; here pooling comes before ReLU, so that ties
-          are rare.
+Source    Krizhevsky's cuda-convnet, `layers-80sec`. Its max pooling passes the gradient to every
+          tied maximum of a window, ours to the first one. In this net pooling comes before ReLU, so
+          ties are rare.
 Data      cifar10, or name=folder with CIFAR-10's images in train/<class>/ and test/<class>/. No
           crops, no reflections.
 Hardware  a CPU is enough.
 Cost      145,578 parameters, 12.4 M multiply-adds per image forward; 80 seconds on a GPU of 2011.
 Error     26 % published, after "a few epochs, then a tenth of the rate". Here, with our numbers of
-          epochs, 21.5 ± 0.4 % (three seeds); 23 to 26 % before the rate falls.
+          epochs, 21.5 ± 0.4 % (three seeds), and 23 to 26 % before the learning rate is lowered.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
 """The four-layer CIFAR-10 net of the paper's figure 1: ReLU, or tanh, without regularisation.
 
-Source    figure 1 says no more than "a four-layer convolutional neural network", "no regularisation
-          of any kind" and a learning rate chosen for each net. Ours is the four-layer net that
-          Krizhevsky published at the time, cifar10_18pct, without its norms and weight decay: its
-          initial weights and its pixels of 0 to 255, at a constant rate.
+Source    The paper only says "a four-layer convolutional neural network", "no regularisation of any
+          kind" and that the learning rate was chosen for each net. Ours is the four-layer net that
+          Krizhevsky published at the time, cifar10_18pct, without its norms and weight decay. It
+          keeps the initial weights and the pixels of 0 to 255. The learning rate is constant.
 Data      as cifar10_80sec: no crops, no reflections.
 Hardware  a CPU is enough.
 Cost      89,578 parameters, 12.3 M multiply-adds per image forward; about half a minute per epoch
@@ -11,7 +11,7 @@ Cost      89,578 parameters, 12.3 M multiply-adds per image forward; about half 
 Error     figure 1: 25 % training error after about 6 epochs with ReLU, 36 with tanh. Here,
           three seeds: 6.1 +- 0.1 at rate .003, and 39.8 +- 1.5 with tanh at .01.
 
-experiments/paper/figure1.py puts tanh in the place of ReLU, chooses the rates and compares the two.
+experiments/paper/figure1.py replaces ReLU by tanh, chooses the learning rates and compares the two.
 """
 
 from ml_collections import ConfigDict

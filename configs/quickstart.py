@@ -1,12 +1,12 @@
-"""The whole chain on handwritten digits, in about two minutes on two CPU cores.
+"""All stages of a run on handwritten digits, in about two minutes on two CPU cores.
 
 Source    the eight layers of configs/alexnet.py, narrower and for smaller images.
-Data      digits: the 1,797 handwritten digits (8 x 8) that scikit-learn carries, enlarged to 72 px;
-          every fifth is held out.
-Error     held-out top-1: at most 3 %.
+Data      digits: the 1,797 handwritten digits (8 x 8) that come with scikit-learn, enlarged to
+          72 px. Every fifth is held out.
+Error     at most 3 % top-1 error on the held-out digits.
 
-With N(0, .01) a net this small stays at chance for hundreds of steps. Hence He's initial weights
-and inputs of the order of 1. Digits are not reflected.
+With N(0, .01) weights, a net this small stays at chance for hundreds of steps. Therefore the recipe
+uses He's initial weights and inputs of the order of 1. Digits are not reflected.
 """
 
 from ml_collections import ConfigDict
