@@ -227,7 +227,7 @@ FIELDS = {
         "number of units of each fully connected layer except the last"
     ),
     "model.dropout": _fraction().means(
-        "fraction of their units that is dropped in each training step (section 4.2)"
+        "fraction of the units of model.hidden that each training step drops (section 4.2)"
     ),
     "model.dropout_scaling": _choice("train", "test").means(
         "'test': scale outputs at test time, as in the paper; 'train': by the inverse in training"

@@ -9,10 +9,10 @@ Cost      62.4 million parameters; 1.14 G multiply-adds per image forward, 6.6 G
           and training step; 90 epochs are 115 million images.
 Error     The paper reports 18.2 % top-5 error for one net (ten crops). This recipe has not been run
           on ImageNet yet.
-          With ten classes, and no other override: on 6,340 photographs of ten dog breeds, validation
-          top-1 error was 66, 54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs (seen once, on
-          an H200, 227 px). The error is lowest after about 50 of the 90 epochs. A difference of 3
-          points between two checkpoints is not significant.
+          On 6,340 photographs of ten dog breeds, with only the number of classes changed, the
+          validation top-1 error was 66, 54, 46, 43, 39, 41, 42, 39, 42 % after every ten epochs
+          (seen once, on an H200, 227 px). It is lowest after about 50 of the 90 epochs. A
+          difference of 3 points between two checkpoints is not significant.
           The network learns from N(0, .01) weights at this input size. With smaller crops it stays
           at chance; use He's weights, biases of 0 and `model.input_scale=0.015625` there. Without
           LRN, some nets did not learn at all at learning rates of .003 and .01

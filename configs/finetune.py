@@ -2,9 +2,9 @@
 
 Source    configs/folder.py. `init_from` is a run, a checkpoint or a weights file. Layers whose
           shapes match are loaded, so the number of classes may differ. conv1 is frozen, because its
-          edges and colours are useful for any photographs. The other layers train at 0.3 times the
+          edges and colours are useful for any photographs. conv2 to fc7 train at 0.3 times the
           learning rate of fc8. A good network may need a smaller factor, a weak one a factor of 1:
-          `--config.lr_multipliers="()"`.
+          `--config.lr_multipliers="()"`, which trains conv1 as well.
 Data      as configs/folder.py: `--config.dataset.path=pets --config.init_from=runs/pretrained`.
 Hardware  as configs/folder.py.
 Cost      30 epochs. Frozen layers need no backward pass, and neither do the layers below them.

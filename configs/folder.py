@@ -7,7 +7,7 @@ Data      `--config.dataset.path=pets`, a folder with one folder per class (docs
           number of classes is read from it.
 Hardware  as configs/alexnet.py. A CPU core trains on about 10 images per second.
           `--config.dataset.image_size=112 --config.augment.crop=99` is six times as fast, and
-          reached the same error on few images.
+          was as accurate on few images.
 Cost      90 epochs. 148 images took 12 minutes on two CPU cores (18 images/s). 1,000 images take
           1.4 hours, or a sixth of that with the smaller image size.
 Error     top-1, one seed each, photographs of Imagenette's classes:

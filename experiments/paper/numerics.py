@@ -73,7 +73,7 @@ def run_tests(arguments: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         report = pathlib.Path(scratch) / "report.xml"
         chosen = ["-m", "numerics and not slow", "-k", SEVERAL_DEVICES]
-        # Tests of experiments are not of numerics, and import what only those need.
+        # Tests of experiments check no numerics, and import packages that only experiments need.
         options = ["-n", "0", "-p", "no:cacheprovider", "--ignore=tests/experiments"]
         options.append(f"--junitxml={report}")
         command = [sys.executable, "-m", "pytest", *options, *chosen, *arguments]

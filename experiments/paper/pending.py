@@ -4,11 +4,12 @@
     python experiments/paper/pending.py --minutes=10 --cifar10=DIR --imagewoof=DIR
 
 Each row is one command of this folder with its seeds, and records what has ended after each run, in
-OUT/NAME.json, .csv and .png. With --at_once=4 so many rows share the device: one run of a small
-net leaves a large GPU idle for more than half of the time. When the minutes are over, the runs
-under way are asked to save and stop (allow them half a minute more), and the same command
-continues. So does another machine, if it has WORKDIR and OUT from before: finished runs keep their
-records there and no checkpoints. A row whose images are not given is left out.
+OUT/NAME.json, .csv and .png. With --at_once=4, four rows share the device, because one run of a
+small net leaves a large GPU idle for more than half of the time; `bits`, which measures speed, runs
+alone. When the minutes are over, the active runs are asked to save and stop (allow them half a
+minute more), and the same command continues. So does another machine, if it has WORKDIR and OUT
+from before: finished runs of the large nets keep their records there and no checkpoints. A row
+whose images are not given is left out.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 POLL = 0.3  # seconds between looks at which rows have ended
+STOPPED = (0, 130, -signal.SIGINT)  # exit codes without a failure; the last while Python starts
+TIMED = ("bits",)  # scripts that measure speed: nothing else runs beside them
 sys.path.insert(0, str(ROOT))
 
 from experiments import command_line
@@ -113,40 +116,48 @@ def listing(rows: Sequence[Row], out: pathlib.Path) -> str:
 def run(rows: Sequence[Row], given: argparse.Namespace) -> int:
     """Run what is pending of `rows` until the minutes are over; return 1 if a command failed.
 
-    Those that are running then, or when an interrupt comes, are asked to save and stop.
+    Rows that are running then, or when an interrupt comes, are asked to save and stop.
     """
     waiting = []
     for row in rows:
+        if state(row, given.out)[0]:
+            continue
         if row.data and getattr(given, row.data) is None:
             print(f"left out: {row.name}: give --{row.data}=DIR", file=sys.stderr)
-        elif not state(row, given.out)[0]:
+        else:
             waiting.append(row)
     end_by, failed = time.monotonic() + 60 * given.minutes, False
     running: dict[Row, subprocess.Popen] = {}
     try:
         while (waiting or running) and (left := end_by - time.monotonic()) > 0:
-            if waiting and len(running) < given.at_once:
+            timed = any(row.script in TIMED for row in (*running, *waiting[:1]))
+            at_once = 1 if timed else given.at_once
+            if waiting and len(running) < at_once:
                 row = waiting.pop(0)
                 print(f"{row.name}: {left / 60:.1f} minutes left", file=sys.stderr, flush=True)
-                running[row] = _started(row.command(given))
+                running[row] = _started(row.command(given), at_once > 1)
                 continue
             time.sleep(POLL)
             for row in [row for row, process in running.items() if process.poll() is not None]:
-                failed |= running.pop(row).returncode != 0
+                failed |= running.pop(row).returncode not in STOPPED
                 print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
     finally:
         for process in running.values():
             process.send_signal(signal.SIGINT)
         for row, process in running.items():
-            failed |= process.wait() not in (0, 130)
+            failed |= process.wait() not in STOPPED
             print(f"{row.name}: {state(row, given.out)[1]}", file=sys.stderr, flush=True)
     return int(failed)
 
 
-def _started(command: list[str]) -> subprocess.Popen:
-    """Start `command` in a session of its own, so that a Ctrl-C reaches it once, from here."""
-    # By default the first process takes three quarters of a GPU's memory, whatever it needs.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
+def _started(command: list[str], shares: bool) -> subprocess.Popen:
+    """Start `command`, which `shares` the device with others or has it alone.
+
+    Its own session, so that a Ctrl-C, which a terminal sends to all, reaches it once, from here.
+    """
+    environment = dict(os.environ)
+    if shares:  # by default the first process takes three quarters of a GPU's memory
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
 
@@ -154,7 +165,7 @@ def main() -> int:
     """Do what the command line says and return the exit code."""
     parser = command_line.Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="default: 10")
-    parser.add_argument("--at_once", type=int, default=1, help="rows at a time; default: 1")
+    parser.add_argument("--at_once", type=int, default=1, help="rows at the same time; default: 1")
     parser.add_argument("--list", action="store_true", help="show what is recorded, run nothing")
     parser.add_argument("--cifar10", type=command_line.path, help="CIFAR-10, train/ and test/")
     parser.add_argument("--imagewoof", type=command_line.path, help="imagewoof160, train/ and val/")

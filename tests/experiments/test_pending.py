@@ -51,7 +51,9 @@ class Accepted(Exception):
     """A command line has been read, and every config made of it is valid."""
 
 
-def test_what_is_recorded_is_not_run_again_and_a_failed_row_stops_no_other(given, monkeypatch):
+def test_what_is_recorded_is_not_run_again_and_a_failed_row_stops_no_other(
+    given, monkeypatch, capsys
+):
     record(given, "done", runs=[{"status": "finished"}], pending=[])
     record(given, "half", runs=[{"status": "there"}, {"status": "failed"}], pending=["x-seed1"])
     record(given, "old", runs=[{"status": "finished"}])
@@ -62,8 +64,10 @@ def test_what_is_recorded_is_not_run_again_and_a_failed_row_stops_no_other(given
         return [sys.executable, "-c", f"raise SystemExit({2 if row.name == 'half' else 0})"]
 
     monkeypatch.setattr(pending.Row, "command", command)
-    every = [*rows("done", "half"), *rows("no_images", data="cifar10"), *rows("old", "new")]
+    every = [*rows("done", data="cifar10"), *rows("half"), *rows("no_images", data="cifar10")]
+    every += rows("old", "new")
     assert pending.run(every, given) == 1
+    assert capsys.readouterr().err.count("left out") == 1
     assert ran == ["half", "old", "new"]
     lines = pending.listing(every, given.out).splitlines()[1:]
     said = [line[52:] for line in lines]
@@ -107,6 +111,40 @@ except KeyboardInterrupt:
     assert {file.name: file.read_text() for file in given.out.iterdir()} == dict.fromkeys(
         ("a", "b"), "saved"
     )
+
+
+def test_a_row_that_measures_speed_has_the_device_alone(given, monkeypatch):
+    alive, beside, sharing = set(), {}, {}
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, name):
+            self.name, self.polls = name, 0
+
+        def poll(self):
+            self.polls += 1
+            if self.polls < 2:
+                return None
+            alive.discard(self.name)
+            return 0
+
+    def start(command, shares):
+        [name] = command
+        alive.add(name)
+        sharing[name] = shares
+        for each in alive:
+            beside.setdefault(each, set()).update(alive - {each})
+        return Process(name)
+
+    monkeypatch.setattr(pending, "_started", start)
+    monkeypatch.setattr(pending.Row, "command", lambda row, _: [row.name])
+    monkeypatch.setattr(pending.time, "sleep", lambda _: None)
+    given.at_once = 2
+    timed = pending.Row("timed", "bits", "", (), "6", 1)
+    assert pending.run([*rows("a", "b"), timed, *rows("c", "d")], given) == 0
+    assert beside == {"a": {"b"}, "b": {"a"}, "timed": set(), "c": {"d"}, "d": {"c"}}
+    assert [name for name, shares in sharing.items() if not shares] == ["timed"]
 
 
 @pytest.mark.slow
