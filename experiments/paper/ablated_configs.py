@@ -150,7 +150,8 @@ def _stages(config: ConfigDict, *, without: str, put: str | None = None) -> tupl
 def ablations(config: ConfigDict) -> tuple[dict[str, Differences], dict[str, str]]:
     """Return the differences of each ablation of `config`, and why others do not apply.
 
-    'full', no difference, comes first. Without which layers: those after conv2.
+    'full', no difference, comes first. The layers after conv2 are left out in turn; one that is
+    like the layer before it, only once.
     """
     makers: dict[str, Callable[[ConfigDict], Differences]] = {f.__name__: f for f in PARTS}
     for index, layer in enumerate(config.model.layers[2:], 2):
@@ -159,8 +160,11 @@ def ablations(config: ConfigDict) -> tuple[dict[str, Differences], dict[str, str
     left_out = {}
     for name, make in makers.items():
         try:
-            found[name] = make(config)
-            config_lib.validate(changed(config, found[name]))
+            differences = make(config)
+            if same := [other for other in found if found[other] == differences]:
+                raise NotApplicable(f"it would be the same as {same[0]}")  # layers alike
+            found[name] = differences
+            config_lib.validate(changed(config, differences))
         except (NotApplicable, InputError) as reason:
             found.pop(name, None)
             left_out[name] = str(reason)

@@ -39,7 +39,10 @@ def read(name):
 def test_each_ablation_changes_what_it_names(name):
     config = read(name)
     found, left_out = ablated_configs.ablations(config)
-    assert left_out == ({"two_columns": "it has two columns"} if config.model.groups == 2 else {})
+    expected = {"two_columns": "it has two columns"} if config.model.groups == 2 else {}
+    if name in ("alexnet_cifar10", "quickstart"):  # biases of 0, and as many filters in both
+        expected["without_conv4"] = "it would be the same as without_conv3"
+    assert left_out == expected
     after = {
         name: ablated_configs.changed(config, differences) for name, differences in found.items()
     }
@@ -67,6 +70,8 @@ def test_each_ablation_changes_what_it_names(name):
     assert uncropped.augment.crop == uncropped.dataset.image_size and not uncropped.augment.flip
     assert "relu" not in stages("tanh") and stages("tanh").count("tanh") == 5
     for removed in (2, 3, 4):
+        if f"without_conv{removed + 1}" in left_out:
+            continue
         without = layers[f"without_conv{removed + 1}"]
         outputs = [layer.activations for layer in layers["full"]]
         assert [layer.activations for layer in without] == outputs[:removed] + outputs[
