@@ -33,7 +33,7 @@ from experiments import command_line
 from experiments.reports.curves import COLOURS
 from experiments.runs import trial_records, trials
 
-SEVERAL_DEVICES = "not (each_device_holds_its_share or does_not_fit or split)"
+SEVERAL_DEVICES = "not (each_device_holds_its_share or does_not_fit or split or shard_map)"
 # '  3.1e-07 of 1e-05  test_name[case]  what', of tests/agreement.py
 LINE = re.compile(r"^ *(\S+) of (\S+)  (\S+) *(.*)$", re.MULTILINE)
 
