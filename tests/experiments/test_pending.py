@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 
 import pytest
 
@@ -98,12 +99,14 @@ except KeyboardInterrupt:
     def command(row, _):
         return [sys.executable, "-c", saves, str(given.out / row.name)]
 
-    def sleep(_):
-        if len(list(given.out.iterdir())) == 2:
-            given.now = 60.0 * given.minutes
+    wait = time.sleep
+
+    def sleep(_):  # until both have begun, 15 seconds at most
+        wait(0.05)
+        given.now += 60.0 if len(list(given.out.iterdir())) == 2 else 0.2
 
     given.out.mkdir()
-    given.at_once, given.now = 2, 0.0
+    given.minutes, given.at_once, given.now = 1.0, 2, 0.0
     monkeypatch.setattr(pending.Row, "command", command)
     monkeypatch.setattr(pending.time, "monotonic", lambda: given.now)
     monkeypatch.setattr(pending.time, "sleep", sleep)
